@@ -15,6 +15,7 @@ falls to 0, long gradients are scaled down. `train`, at the bottom, is the algor
 
 import copy
 import importlib.util
+import itertools
 import math
 import os
 import signal
@@ -76,7 +77,6 @@ class Args:
             (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
             (0, 1, "gamma gae_lambda"),
             (1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
-            (-1e9, 1e9, "target_return"),
         ):
             for name in names.split():
                 if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
@@ -118,13 +118,14 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone. An action has K components, of nvec (K,) choices, n at most."""
+    """Policy and value function on one backbone. An action (MultiDiscrete) has K components of up to n choices each."""
 
-    def __init__(self, obs_dim, nvec, hidden_size):
+    def __init__(self, obs_dim, action_space, hidden_size):
         super().__init__()
-        self.action_dims = (len(nvec), int(max(nvec)))  # (K, n)
-        # Components of fewer than n choices: the missing ones get logits so low that their probability is 0.
-        missing = torch.arange(max(nvec)) >= torch.as_tensor(nvec).unsqueeze(-1)
+        choices = torch.as_tensor(action_space.nvec)
+        self.action_dims = (len(choices), int(choices.max()))  # (K, n)
+        # A component of fewer than n choices gives the rest logits so low that their probability is 0.
+        missing = torch.arange(choices.max()) >= choices.unsqueeze(-1)
         self.register_buffer("mask", -1e9 * missing.float(), persistent=False)
         self.backbone = nn.Sequential(
             nn.Linear(obs_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh()
@@ -186,8 +187,6 @@ def make_env(env_id, video_folder=None, time_limit=None):
 
     time_limit, in steps, holds only where the id sets none.
     """
-    if video_folder and not importlib.util.find_spec("moviepy"):
-        raise BadInput("--capture-video needs moviepy: pip install moviepy")
     try:
         env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
     except (gym.error.Error, ImportError) as error:
@@ -272,8 +271,8 @@ def make_optimizer(agent, learning_rate):
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Minimise the PPO loss on a rollout (Schulman et al. 2017, equations 7 and 9), V and R normalised, c = clip_coef:
 
-    L = -mean min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef mean (V - R)^2 / 2 - ent_coef mean H, r = pi(a|s) / pi_old(a|s)
-    The first minimum is min(r A, A + c |A|), whose bound A + c |A| is the same all through the update.
+    L = -mean min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef mean (V - R)^2 / 2 - ent_coef mean H
+    with r = pi(a|s) / pi_old(a|s). The min is min(r A, A + c |A|), where A + c |A| stays the same all through.
     Returns metrics, means over all minibatches.
     """
     if args.norm_adv:
@@ -359,8 +358,10 @@ def train(args):
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    env = make_env(args.env_id, "unused" if args.capture_video else None)
-    agent = ActorCritic(env.observation_space.shape[0], env.action_space.nvec, args.hidden_size)
+    if args.capture_video and not importlib.util.find_spec("moviepy"):
+        raise BadInput("--capture-video needs moviepy: pip install moviepy")
+    env = make_env(args.env_id)
+    agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
     try:
         agent.to(args.device)
     except (RuntimeError, AssertionError) as error:
@@ -387,18 +388,13 @@ def train(args):
     writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)
-    solved, checkpoint, began, first_step, mean_return = (
-        None,
-        folder / "checkpoint.pt",
-        time.perf_counter(),
-        step,
-        math.nan,
-    )
+    checkpoint, state, solved, mean_return = folder / "checkpoint.pt", None, None, math.nan
+    began, first_step = time.perf_counter(), step
     try:
         for iteration in range(start + 1, args.num_iterations + 1):
             rng = np.random.default_rng([args.seed, iteration])
             if iteration == start + 1 or (iteration - 1) % args.checkpoint_interval == 0:
-                # A resumed run cannot but begin a new episode: so does every run after a checkpoint, and they are equal.
+                # A resumed run must begin a new episode, so every run does after a checkpoint: the two stay equal.
                 env.close()
                 env = make_env(args.env_id)
                 obs, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -433,9 +429,10 @@ def train(args):
             for name, value in metrics.items():
                 writer.add_scalar(name, value, step)
             if sys.stdout.isatty() or iteration % math.ceil(args.num_iterations / 20) == 0:
-                status = f"{iteration / args.num_iterations:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
                 left = (args.num_iterations - iteration) * args.num_steps / sps
-                print(f"{status}  {left:.0f} s left   ", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+                status = f"{iteration / args.num_iterations:4.0%}  step {step}  mean return {mean_return:.1f}"
+                status += f"  {sps:.0f} steps/s  {left:.0f} s left"
+                print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             state = {"script": Path(__file__).name, "args": asdict(args) | {"resume": None}, "torch": torch.__version__}
             state |= {
                 "gymnasium": gym.__version__,
@@ -449,18 +446,20 @@ def train(args):
             if iteration % args.checkpoint_interval == 0:
                 writer.flush()
                 save_checkpoint(checkpoint, state)
+        save_checkpoint(checkpoint, state)
         if solved:
             print(solved)
-        save_checkpoint(checkpoint, state)
         if args.eval_episodes:
             writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), step)
     except (KeyboardInterrupt, SystemExit):
-        save_checkpoint(checkpoint, state)  # of the last whole iteration
+        if state:
+            save_checkpoint(checkpoint, state)  # of the last whole iteration
         raise
     finally:
         writer.close()
         env.close()
-    print(f"checkpoint: {checkpoint}")
+        if checkpoint.exists():
+            print(f"checkpoint: {checkpoint}")
     return agent, episode_returns
 
 
@@ -468,7 +467,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
-        paths = [path for flag, path in zip(words, words[1:], strict=False) if flag in ("--resume", "--evaluate")]
+        paths = [path for flag, path in itertools.pairwise(words) if flag in ("--resume", "--evaluate")]
         train(tyro.cli(Args, default=Args(**load_checkpoint(paths[0])["args"]) if paths else Args()))
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,477 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2.0", "tyro>=1.0", "tensorboard>=2.18"]
+# ///
+"""PPO for one Gymnasium environment with Box actions.
+
+    python ppo_continuous.py --env-id Pendulum-v1
+
+It solves Pendulum in 100,000 steps and 15 seconds; BipedalWalker-v3 takes 1,000,000 steps and 8 minutes.
+Differs from ppo_discrete.py only in the Gaussian policy, the scaling of its actions, normalised observations, defaults.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures from
+them, because they measured better: value targets are normalised, since raw ones swamp the policy's gradient in the
+shared backbone; a truncated episode is bootstrapped from its last state; advantages are normalised, the learning rate
+falls to 0, long gradients are scaled down. `train`, at the bottom, is the algorithm: read it first.
+"""
+
+import copy
+import importlib.util
+import itertools
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+
+class BadInput(ValueError):
+    """The user asked for what cannot work; the message says why and what would."""
+
+
+@dataclass
+class Args:
+    env_id: str = "Pendulum-v1"  # Gymnasium id, or module:EnvId for an environment of your own
+    exp_name: str = Path(__file__).stem  # part of the run folder's name
+    seed: int = 1  # fixes weights, environment, actions and minibatches
+    total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
+    learning_rate: float = 1e-3  # of Adam; 1e-4 to 1e-3
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    num_steps: int = 1024  # steps of a rollout; 512 to 4096
+    num_minibatches: int = 8  # minibatches of an epoch
+    update_epochs: int = 10  # passes over each rollout; 3 to 20
+    gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
+    gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1
+    norm_adv: bool = True  # normalise advantages, once a rollout
+    norm_value: bool = True  # normalise value targets by running statistics of the returns
+    norm_obs: bool = True  # normalise observations by running statistics
+    clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
+    ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
+    target_kl: float | None = None  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
+    hidden_size: int = 64  # width of the two hidden layers
+    target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
+    eval_episodes: int = 20  # greedy episodes at the end
+    capture_video: bool = False  # film some of the greedy episodes (pip install moviepy)
+    checkpoint_interval: int = 50  # iterations between checkpoints; each cuts the episode in progress
+    resume: str | None = None  # checkpoint to train on from, with its saved flags where none are given
+    evaluate: str | None = None  # checkpoint to evaluate, without training
+    log_dir: str = "runs"  # parent of the run folders
+    device: str = "cpu"  # cpu, cuda or mps; cpu is fastest for networks this small
+    num_threads: int = 1  # CPU threads of torch; more slow down networks this small
+    torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
+
+    def __post_init__(self):
+        for low, high, names in (
+            (1, math.inf, "total_timesteps num_minibatches update_epochs hidden_size checkpoint_interval num_threads"),
+            (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
+            (0, 1, "gamma gae_lambda"),
+            (1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
+        ):
+            for name in names.split():
+                if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} must be from {low} to {high}, not {getattr(self, name)}"
+                    )
+        if self.num_steps < 2 * self.num_minibatches:
+            raise ValueError(f"--num-steps must be 2 or more for each of --num-minibatches {self.num_minibatches}")
+        if self.resume and self.evaluate:
+            raise ValueError("--resume trains and --evaluate does not: give one of them")
+
+    @property
+    def num_iterations(self):
+        return math.ceil(self.total_timesteps / self.num_steps)
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance, in float64, of all rows of one shape seen so far; 0 and 1 before the first."""
+
+    def __init__(self, shape):
+        super().__init__()
+        for name, value in ("mean", torch.zeros(shape)), ("var", torch.ones(shape)), ("count", torch.zeros(())):
+            self.register_buffer(name, value.double())
+
+    def _apply(self, fn, recurse=True):
+        return self  # stays on the CPU when the agent moves: NumPy reads it, and mps has no float64
+
+    def update(self, rows):
+        """Merge in the moments of rows (n, *shape) (Chan, Golub & LeVeque 1979)."""
+        rows, n = torch.as_tensor(rows, dtype=torch.float64), len(rows)
+        delta, total = rows.mean(0) - self.mean, self.count + n
+        self.var += (rows.var(0, correction=0) - self.var + delta**2 * self.count / total) * n / total
+        self.mean += delta * n / total
+        self.count += n
+
+    def moments(self):
+        """Copies of mean and standard deviation: float32 arrays of the rows' shape."""
+        return self.mean.numpy().astype(np.float32), np.sqrt(self.var.numpy() + 1e-8).astype(np.float32)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function on one backbone. An action has K components, each with a Gaussian of its own."""
+
+    def __init__(self, obs_dim, action_space, hidden_size):
+        super().__init__()
+        self.action_dims = action_space.shape  # (K,)
+        self.log_std = nn.Parameter(torch.full(self.action_dims, -0.5))
+        self.backbone = nn.Sequential(
+            nn.Linear(obs_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh()
+        )
+        self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
+        self.critic = nn.Linear(hidden_size, 1)
+        for layer, gain in (*((layer, 2**0.5) for layer in self.backbone[::2]), (self.actor, 0.01), (self.critic, 1.0)):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
+
+    def forward(self, obs):
+        """Means (B, K) and normalised values (B,) at normalised observations (B, obs_dim)."""
+        hidden = self.backbone(obs)
+        return self.actor(hidden), self.critic(hidden).squeeze(-1)
+
+    def evaluate_actions(self, obs, actions):
+        """Log-probabilities of actions (B, K), entropies and normalised values, each (B,)."""
+        means, values = self(obs)
+        logps = -0.5 * ((actions - means) / self.log_std.exp()).square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        return logps.sum(-1), entropy.expand_as(values), values
+
+    def sample_noise(self, rng, num_actions):
+        """Gaussian noise (num_actions, K): mean + std noise is a sample of the policy. Without rng 0."""
+        shape = (num_actions, *self.action_dims)
+        return rng.standard_normal(shape, np.float32) if rng else np.zeros(shape, np.float32)
+
+    def behaviour(self):
+        """Copy the policy to NumPy, where a step takes 10 us instead of 100.
+
+        Returns normalise(obs) -> inputs and act(inputs (obs_dim,), noise (K,)) -> action (K,).
+        Raises NotImplementedError at a layer it does not know.
+        """
+        (mean, std), log_std, layers = self.obs_stats.moments(), self.log_std.detach().cpu().numpy(), []
+        limit = 10 if self.obs_stats.count else math.inf  # without statistics observations stay as they are
+        for layer in (*self.backbone, self.actor):
+            if isinstance(layer, nn.Linear):
+                weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
+                layers.append(lambda x, weight=weight, bias=bias: x.dot(weight) + bias)
+            elif isinstance(layer, (nn.Tanh, nn.ReLU)):
+                layers.append(np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, 0))
+            else:
+                raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
+
+        def normalise(obs):
+            return np.minimum(np.maximum((obs - mean) / std, -limit), limit)  # np.clip takes 3 times as long
+
+        def act(inputs, noise):
+            for layer in layers:
+                inputs = layer(inputs)
+            return inputs + np.exp(log_std) * noise
+
+        return normalise, act
+
+
+def make_env(env_id, video_folder=None, time_limit=None):
+    """Make an environment with flat observations, flat Box actions and info["episode"], or raise BadInput.
+
+    time_limit, in steps, holds only where the id sets none.
+    """
+    try:
+        env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
+    except (gym.error.Error, ImportError) as error:
+        raise BadInput(f"--env-id {env_id}: {error}") from error
+    space = env.action_space
+    if not isinstance(space, Box) or space.dtype.kind != "f" or 0 in space.shape:
+        raise BadInput(
+            f"--env-id {env_id} has actions {space}: use ppo_discrete.py for Discrete, wrap others as float Box"
+        )
+    # [-1, 1] is scaled to the bounds and clipped there; a dimension that lacks one is not scaled, only clipped.
+    low, high, bounded = space.low.ravel(), space.high.ravel(), np.isfinite(space.high.ravel() - space.low.ravel())
+    middle, half = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
+
+    def to_env(action):
+        return np.minimum(np.maximum(middle + half * action, low), high).astype(space.dtype).reshape(space.shape)
+
+    if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    if not isinstance(env.observation_space, Box) or "Text(" in str(env.unwrapped.observation_space):
+        raise BadInput(f"--env-id {env_id} has observations of no fixed size, or Text: wrap it to give a Box")
+    if time_limit and env.spec.max_episode_steps is None:
+        env = gym.wrappers.TimeLimit(env, time_limit)
+    env = gym.wrappers.RecordVideo(env, str(video_folder)) if video_folder else env
+    return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TransformAction(env, to_env, Box(-1, 1, low.shape)))
+
+
+def collect_rollout(env, agent, obs, num_steps, rng, first_step=0):
+    """Play T = num_steps steps from obs; returns the rollout, the next obs and episodes as (last step, return, length).
+
+    Index t is one transition: next_obs[t] is what its action led to, at an episode's end too, never the obs of a reset.
+    Raises FloatingPointError if the environment gives NaN or Inf.
+    """
+    (normalise, act), noise = agent.behaviour(), agent.sample_noise(rng, num_steps)
+    raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
+    rewards, (terminated, truncated), actions, episodes = np.empty(num_steps), np.empty((2, num_steps), bool), [], []
+    for t in range(num_steps):
+        raw_obs[t] = obs
+        actions.append(act(normalise(raw_obs[t]), noise[t]))
+        obs, rewards[t], terminated[t], truncated[t], info = env.step(actions[t])
+        next_obs[t] = obs
+        if terminated[t] or truncated[t]:
+            episodes.append((first_step + t + 1, float(info["episode"]["r"]), info["episode"]["l"]))
+            obs, _ = env.reset()
+    finite = np.isfinite(raw_obs).all(-1) & np.isfinite(next_obs).all(-1) & np.isfinite(rewards)
+    if not finite.all():
+        raise FloatingPointError(f"an observation or reward is NaN or Inf at step {first_step + finite.argmin() + 1}")
+    # One forward pass for the whole rollout, not one a step: 1 us a step instead of 100.
+    batch = normalise(raw_obs), np.stack(actions), normalise(next_obs)
+    obs_batch, action_batch, next_obs_batch = (torch.as_tensor(x, device=agent.actor.weight.device) for x in batch)
+    with torch.no_grad():
+        logprobs, _, values = agent.evaluate_actions(obs_batch, action_batch)
+        _, next_values = agent(next_obs_batch)
+    mean, std = agent.return_stats.moments()
+    values, next_values = values.cpu().numpy() * std + mean, next_values.cpu().numpy() * std + mean
+    rollout = {"raw_obs": raw_obs, "obs": obs_batch, "actions": action_batch, "logprobs": logprobs, "values": values}
+    rollout |= {"next_values": next_values, "rewards": rewards, "terminated": terminated, "truncated": truncated}
+    return rollout, obs, episodes
+
+
+def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
+    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(next_obs_t) - V(obs_t)
+    A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}, with ended_t = terminated_t or truncated_t
+    R_t = A_t + V(obs_t)
+    """
+    deltas = rewards + gamma * ~terminated * next_values - values
+    decay = gamma * gae_lambda * ~(terminated | truncated)
+    advantages, last = np.empty_like(deltas), 0.0
+    for t in reversed(range(len(deltas))):
+        advantages[t] = last = deltas[t] + decay[t] * last
+    return advantages, advantages + values
+
+
+def make_optimizer(agent, learning_rate):
+    """Adam on one flat tensor that the agent's parameters become views of: a quarter less time for an update."""
+    parameters = list(agent.parameters())
+    flat, sizes = nn.utils.parameters_to_vector(parameters).detach(), [p.numel() for p in parameters]
+    flat.grad = torch.zeros_like(flat)
+    for p, data, grad in zip(parameters, flat.split(sizes), flat.grad.split(sizes), strict=True):
+        p.data, p.grad = data.view_as(p), grad.view_as(p)
+    return torch.optim.Adam([flat], lr=learning_rate, eps=1e-5, fused=True)
+
+
+def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
+    """Minimise the PPO loss on a rollout (Schulman et al. 2017, equations 7 and 9), V and R normalised, c = clip_coef:
+
+    L = -mean min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef mean (V - R)^2 / 2 - ent_coef mean H
+    with r = pi(a|s) / pi_old(a|s). The min is min(r A, A + c |A|), where A + c |A| stays the same all through.
+    Returns metrics, means over all minibatches.
+    """
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    mean, std = agent.return_stats.moments()
+    device = agent.actor.weight.device
+    arrays = np.stack([advantages, advantages + args.clip_coef * np.abs(advantages), (returns - mean) / std])
+    data = (
+        rollout["obs"],
+        rollout["actions"],
+        rollout["logprobs"],
+        *torch.tensor(arrays, dtype=torch.float32).to(device),
+    )
+    losses, logratios = [], []
+    for _ in range(args.update_epochs):
+        order = torch.as_tensor(rng.permutation(len(returns)), device=device)
+        for minibatch in zip(*(x[order].tensor_split(args.num_minibatches) for x in data), strict=True):
+            obs, actions, old_logprobs, advantage, bound, target = minibatch
+            logprobs, entropy, values = agent.evaluate_actions(obs, actions)
+            logratio = logprobs - old_logprobs
+            policy_loss = -torch.min(logratio.exp() * advantage, bound).mean()
+            value_loss = 0.5 * (values - target).square().mean()
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy.mean()
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm)
+            optimizer.step()
+            losses.append(torch.stack([policy_loss, value_loss, entropy.mean(), grad_norm]).detach())
+            logratios.append(logratio.detach())
+        epoch = torch.cat(logratios[-args.num_minibatches :])
+        if args.target_kl is not None and (epoch.expm1() - epoch).mean() > args.target_kl:
+            break
+    names, logratio = ("policy_loss", "value_loss", "entropy", "grad_norm"), torch.cat(logratios)
+    return dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True)) | {
+        "old_approx_kl": -logratio.mean().item(),  # mean of -log r; approx_kl, of (r - 1) - log r, varies less
+        "approx_kl": (logratio.expm1() - logratio).mean().item(),
+        "clipfrac": (logratio.expm1().abs() > args.clip_coef).float().mean().item(),
+        "explained_variance": 1 - np.var(returns - rollout["values"]) / (np.var(returns) + 1e-8),
+    }
+
+
+def evaluate(agent, args, folder):
+    """Play greedy episodes, statistics frozen, in an environment of their own; print and return their mean return."""
+    # The time limit is for environments without one, where a greedy agent may walk in circles for ever.
+    env, returns = make_env(args.env_id, folder / "videos" if args.capture_video else None, time_limit=10_000), []
+    obs, _ = env.reset(seed=args.seed + 10**6)
+    while len(returns) < args.eval_episodes:
+        _, obs, episodes = collect_rollout(env, agent, obs, 500, rng=None)
+        returns += [episode_return for _, episode_return, _ in episodes]
+    env.close()
+    returns = returns[: args.eval_episodes]
+    print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    return np.mean(returns)
+
+
+def save_checkpoint(path, state):
+    """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
+    torch.save(state, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def load_checkpoint(path, args=None):
+    """Read a checkpoint, or raise BadInput: unreadable, of another script, or not of args' environment and size."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        script, saved = state["script"], state["args"]
+    except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
+        raise BadInput(f"{path} is not a readable checkpoint.pt ({type(error).__name__})") from error
+    if script != Path(__file__).name:
+        raise BadInput(f"{path} was written by {script}: use that script")
+    for name in ("env_id", "hidden_size") if args else ():
+        if saved[name] != getattr(args, name):
+            raise BadInput(f"{path} has {name} {saved[name]}, not {getattr(args, name)}: leave that flag out")
+    return state
+
+
+def train(args):
+    """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate; with args.evaluate only evaluate.
+
+    Returns the agent and its episode returns, a resumed run's with the last 20 of its checkpoint in front.
+    Raises BadInput before anything is written, FloatingPointError at a NaN or Inf.
+    """
+    torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    if args.capture_video and not importlib.util.find_spec("moviepy"):
+        raise BadInput("--capture-video needs moviepy: pip install moviepy")
+    env = make_env(args.env_id)
+    agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
+    try:
+        agent.to(args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
+    optimizer, start, step, episode_returns = make_optimizer(agent, args.learning_rate), 0, 0, []
+    if args.resume or args.evaluate:
+        saved = load_checkpoint(args.resume or args.evaluate, args)
+        agent.load_state_dict(saved["agent"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, step, episode_returns = saved["iteration"], saved["step"], saved["returns"]
+    if args.evaluate:
+        evaluate(agent, args, Path(args.evaluate).parent)
+        return agent, episode_returns
+    if start >= args.num_iterations:
+        raise BadInput(f"{args.resume} has done its {step} steps: raise --total-timesteps")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
+    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+    except OSError as error:
+        raise BadInput(f"--log-dir {args.log_dir} cannot be written: {error}") from error
+    flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
+    writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
+    for summary in hparams(flags, {"eval/mean_return": 0}):
+        writer.file_writer.add_summary(summary)
+    checkpoint, state, solved, mean_return = folder / "checkpoint.pt", None, None, math.nan
+    began, first_step = time.perf_counter(), step
+    try:
+        for iteration in range(start + 1, args.num_iterations + 1):
+            rng = np.random.default_rng([args.seed, iteration])
+            if iteration == start + 1 or (iteration - 1) % args.checkpoint_interval == 0:
+                # A resumed run must begin a new episode, so every run does after a checkpoint: the two stay equal.
+                env.close()
+                env = make_env(args.env_id)
+                obs, _ = env.reset(seed=int(rng.integers(2**31)))
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / args.num_iterations)
+
+            rollout, obs, episodes = collect_rollout(env, agent, obs, args.num_steps, rng, step)
+            transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
+            advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
+            if args.norm_value:
+                agent.return_stats.update(returns)
+            if args.norm_obs:
+                agent.obs_stats.update(rollout["raw_obs"])
+            losses = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            step += args.num_steps
+            if not all(map(math.isfinite, losses.values())):
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {losses}")
+
+            for last_step, episode_return, _ in episodes:
+                episode_returns.append(episode_return)
+                mean_return = np.mean(episode_returns[-20:])
+                if args.target_return is not None and len(episode_returns) >= 20 and mean_return >= args.target_return:
+                    solved = (
+                        solved or f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {last_step}"
+                    )
+            sps = (step - first_step) / (time.perf_counter() - began)
+            metrics = {f"losses/{name}": value for name, value in losses.items()}
+            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
+            if episodes:
+                _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
+                metrics["charts/episodic_return_20"] = mean_return
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
+            if sys.stdout.isatty() or iteration % math.ceil(args.num_iterations / 20) == 0:
+                left = (args.num_iterations - iteration) * args.num_steps / sps
+                status = f"{iteration / args.num_iterations:4.0%}  step {step}  mean return {mean_return:.1f}"
+                status += f"  {sps:.0f} steps/s  {left:.0f} s left"
+                print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+            state = {"script": Path(__file__).name, "args": asdict(args) | {"resume": None}, "torch": torch.__version__}
+            state |= {
+                "gymnasium": gym.__version__,
+                "iteration": iteration,
+                "step": step,
+                "returns": episode_returns[-20:],
+            }
+            state = copy.deepcopy(state | {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()})
+            if solved:
+                break
+            if iteration % args.checkpoint_interval == 0:
+                writer.flush()
+                save_checkpoint(checkpoint, state)
+        save_checkpoint(checkpoint, state)
+        if solved:
+            print(solved)
+        if args.eval_episodes:
+            writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), step)
+    except (KeyboardInterrupt, SystemExit):
+        if state:
+            save_checkpoint(checkpoint, state)  # of the last whole iteration
+        raise
+    finally:
+        writer.close()
+        env.close()
+        if checkpoint.exists():
+            print(f"checkpoint: {checkpoint}")
+    return agent, episode_returns
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
+        paths = [path for flag, path in itertools.pairwise(words) if flag in ("--resume", "--evaluate")]
+        train(tyro.cli(Args, default=Args(**load_checkpoint(paths[0])["args"]) if paths else Args()))
+    except (BadInput, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
