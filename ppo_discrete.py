@@ -88,10 +88,6 @@ class Args:
         if self.resume and self.evaluate:
             raise ValueError("--resume trains and --evaluate does not: give one of them")
 
-    @property
-    def num_iterations(self):
-        return math.ceil(self.total_timesteps / self.num_steps)
-
 
 class RunningMeanStd(nn.Module):
     """Mean and variance, in float64, of all rows of one shape seen so far; 0 and 1 before the first."""
@@ -305,12 +301,13 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
         epoch = torch.cat(logratios[-args.num_minibatches :])
         if args.target_kl is not None and (epoch.expm1() - epoch).mean() > args.target_kl:
             break
-    names, logratio = ("policy_loss", "value_loss", "entropy", "grad_norm"), torch.cat(logratios)
+    logratio = torch.cat(logratios)
+    names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
     return dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True)) | {
-        "old_approx_kl": -logratio.mean().item(),  # mean of -log r; approx_kl, of (r - 1) - log r, varies less
-        "approx_kl": (logratio.expm1() - logratio).mean().item(),
-        "clipfrac": (logratio.expm1().abs() > args.clip_coef).float().mean().item(),
-        "explained_variance": 1 - np.var(returns - rollout["values"]) / (np.var(returns) + 1e-8),
+        "losses/old_approx_kl": -logratio.mean().item(),  # mean of -log r; approx_kl, of (r - 1) - log r, varies less
+        "losses/approx_kl": (logratio.expm1() - logratio).mean().item(),
+        "losses/clipfrac": (logratio.expm1().abs() > args.clip_coef).float().mean().item(),
+        "losses/explained_variance": 1 - np.var(returns - rollout["values"]) / (np.var(returns) + 1e-8),
     }
 
 
@@ -326,6 +323,14 @@ def evaluate(agent, args, folder):
     returns = returns[: args.eval_episodes]
     print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
     return np.mean(returns)
+
+
+def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
+    """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
+    versions = {"torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
+    state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
+    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+    return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
 
 
 def save_checkpoint(path, state):
@@ -349,6 +354,36 @@ def load_checkpoint(path, args=None):
     return state
 
 
+def start_run(args, step):
+    """Make a run folder, or take that of args.resume. Returns the checkpoint's path and a TensorBoard writer."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
+    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+    except OSError as error:
+        raise BadInput(f"--log-dir {args.log_dir} cannot be written: {error}") from error
+    flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
+    writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
+    for summary in hparams(flags, {"eval/mean_return": 0}):
+        writer.file_writer.add_summary(summary)
+    return folder / "checkpoint.pt", writer
+
+
+def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return):
+    """Write an iteration's metrics to TensorBoard, and the status line: over itself on a terminal, else 20 in a run."""
+    if episodes:
+        _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
+        metrics["charts/episodic_return_20"] = mean_return
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+    if sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps / args.num_steps / 20) == 0:
+        done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
+        status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
+        status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
+        print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate; with args.evaluate only evaluate.
 
@@ -366,40 +401,30 @@ def train(args):
         agent.to(args.device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
-    optimizer, start, step, episode_returns = make_optimizer(agent, args.learning_rate), 0, 0, []
+    optimizer, iteration, step, episode_returns = make_optimizer(agent, args.learning_rate), 0, 0, []
     if args.resume or args.evaluate:
         saved = load_checkpoint(args.resume or args.evaluate, args)
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-        start, step, episode_returns = saved["iteration"], saved["step"], saved["returns"]
+        iteration, step, episode_returns = saved["iteration"], saved["step"], saved["returns"]
     if args.evaluate:
         evaluate(agent, args, Path(args.evaluate).parent)
         return agent, episode_returns
-    if start >= args.num_iterations:
+    if step >= args.total_timesteps:
         raise BadInput(f"{args.resume} has done its {step} steps: raise --total-timesteps")
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+
+    checkpoint, writer = start_run(args, step)
+    state, solved, mean_return, began, first_step = None, None, math.nan, time.perf_counter(), step
     try:
-        folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
-    except OSError as error:
-        raise BadInput(f"--log-dir {args.log_dir} cannot be written: {error}") from error
-    flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
-    writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
-    for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)
-    checkpoint, state, solved, mean_return = folder / "checkpoint.pt", None, None, math.nan
-    began, first_step = time.perf_counter(), step
-    try:
-        for iteration in range(start + 1, args.num_iterations + 1):
+        while step < args.total_timesteps and not solved:
             rng = np.random.default_rng([args.seed, iteration])
-            if iteration == start + 1 or (iteration - 1) % args.checkpoint_interval == 0:
-                # A resumed run must begin a new episode, so every run does after a checkpoint: the two stay equal.
+            if step == first_step or iteration % args.checkpoint_interval == 0:
+                # A resumed run must begin a new episode, so every run does after a checkpoint, and the two stay equal.
                 env.close()
                 env = make_env(args.env_id)
                 obs, _ = env.reset(seed=int(rng.integers(2**31)))
             if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / args.num_iterations)
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
 
             rollout, obs, episodes = collect_rollout(env, agent, obs, args.num_steps, rng, step)
             transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
@@ -408,41 +433,21 @@ def train(args):
                 agent.return_stats.update(returns)
             if args.norm_obs:
                 agent.obs_stats.update(rollout["raw_obs"])
-            losses = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
-            step += args.num_steps
-            if not all(map(math.isfinite, losses.values())):
-                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {losses}")
+            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            iteration, step = iteration + 1, step + args.num_steps
+            if not all(map(math.isfinite, metrics.values())):
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {metrics}")
 
             for last_step, episode_return, _ in episodes:
                 episode_returns.append(episode_return)
                 mean_return = np.mean(episode_returns[-20:])
-                if args.target_return is not None and len(episode_returns) >= 20 and mean_return >= args.target_return:
-                    solved = (
-                        solved or f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {last_step}"
-                    )
-            sps = (step - first_step) / (time.perf_counter() - began)
-            metrics = {f"losses/{name}": value for name, value in losses.items()}
-            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
-            if episodes:
-                _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
-                metrics["charts/episodic_return_20"] = mean_return
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, step)
-            if sys.stdout.isatty() or iteration % math.ceil(args.num_iterations / 20) == 0:
-                left = (args.num_iterations - iteration) * args.num_steps / sps
-                status = f"{iteration / args.num_iterations:4.0%}  step {step}  mean return {mean_return:.1f}"
-                status += f"  {sps:.0f} steps/s  {left:.0f} s left"
-                print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-            state = {"script": Path(__file__).name, "args": asdict(args) | {"resume": None}, "torch": torch.__version__}
-            state |= {
-                "gymnasium": gym.__version__,
-                "iteration": iteration,
-                "step": step,
-                "returns": episode_returns[-20:],
-            }
-            state = copy.deepcopy(state | {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()})
-            if solved:
-                break
+                reached = args.target_return is not None and mean_return >= args.target_return
+                if reached and len(episode_returns) >= 20 and not solved:
+                    solved = f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {last_step}"
+            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            metrics["charts/SPS"] = (step - first_step) / (time.perf_counter() - began)
+            log_iteration(writer, args, iteration, step, metrics, episodes, mean_return)
+            state = checkpoint_state(agent, optimizer, args, iteration, step, episode_returns)
             if iteration % args.checkpoint_interval == 0:
                 writer.flush()
                 save_checkpoint(checkpoint, state)
@@ -450,7 +455,7 @@ def train(args):
         if solved:
             print(solved)
         if args.eval_episodes:
-            writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), step)
+            writer.add_scalar("eval/mean_return", evaluate(agent, args, checkpoint.parent), step)
     except (KeyboardInterrupt, SystemExit):
         if state:
             save_checkpoint(checkpoint, state)  # of the last whole iteration

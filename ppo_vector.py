@@ -1,0 +1,608 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2.0", "tyro>=1.0", "tensorboard>=2.18"]
+# ///
+"""PPO for many Gymnasium environments at once, with any of these actions: Discrete, MultiDiscrete, MultiBinary, Box.
+
+    python ppo_vector.py --env-id CartPole-v1
+    torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
+
+It solves CartPole sooner than ppo_discrete.py, in more steps. From which it differs in vector environments, whose
+autoreset gives rows to leave out, in Gaussian actions beside discrete ones, and in the sums over torchrun's processes.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures from
+them, because they measured better: value targets are normalised, since raw ones swamp the policy's gradient in the
+shared backbone; a truncated episode is bootstrapped from its last state; advantages are normalised, the learning rate
+falls to 0, long gradients are scaled down. `train`, at the bottom, is the algorithm: read it first.
+"""
+
+import copy
+import importlib.util
+import itertools
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from torch import distributed as dist
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+
+class BadInput(ValueError):
+    """The user asked for what cannot work; the message says why and what would."""
+
+
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for an environment of your own
+    exp_name: str = Path(__file__).stem  # part of the run folder's name
+    seed: int = 1  # fixes weights, environment, actions and minibatches
+    total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
+    learning_rate: float = 1e-3  # of Adam; 1e-4 to 1e-3
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    num_envs: int = 8  # environments of each process
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: native where there is one
+    num_steps: int = 128  # steps of a rollout in each environment; 32 to 2048
+    num_minibatches: int = 8  # minibatches of an epoch
+    update_epochs: int = 10  # passes over each rollout; 3 to 20
+    gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
+    gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1
+    norm_adv: bool = True  # normalise advantages, once a rollout
+    norm_value: bool = True  # normalise value targets by running statistics of the returns
+    norm_obs: bool = False  # normalise observations by running statistics
+    clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
+    ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
+    target_kl: float | None = None  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
+    hidden_size: int = 64  # width of the two hidden layers
+    target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
+    eval_episodes: int = 20  # greedy episodes at the end
+    capture_video: bool = False  # film some of the greedy episodes (pip install moviepy)
+    checkpoint_interval: int = 50  # iterations between checkpoints; each cuts the episode in progress
+    resume: str | None = None  # checkpoint to train on from, with its saved flags where none are given
+    evaluate: str | None = None  # checkpoint to evaluate, without training
+    log_dir: str = "runs"  # parent of the run folders
+    device: str = "cpu"  # cpu, cuda or mps; cpu is fastest for networks this small
+    num_threads: int = 1  # CPU threads of torch; more slow down networks this small
+    torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
+
+    def __post_init__(self):
+        for low, high, names in (
+            (
+                1,
+                math.inf,
+                "total_timesteps num_envs num_minibatches update_epochs hidden_size checkpoint_interval num_threads",
+            ),
+            (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
+            (0, 1, "gamma gae_lambda"),
+            (1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
+        ):
+            for name in names.split():
+                if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} must be from {low} to {high}, not {getattr(self, name)}"
+                    )
+        if self.num_steps * self.num_envs < 4 * self.num_minibatches:  # up to half of the rows are ignored resets
+            raise ValueError(
+                f"--num-steps x --num-envs must be 4 or more for each of {self.num_minibatches} minibatches"
+            )
+        if self.resume and self.evaluate:
+            raise ValueError("--resume trains and --evaluate does not: give one of them")
+
+
+def gather(x):
+    """List of the x of every process, in order of rank."""
+    if not dist.is_initialized():
+        return [x]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, x)
+    return everyone
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance, in float64, of all rows of one shape seen so far; 0 and 1 before the first."""
+
+    def __init__(self, shape):
+        super().__init__()
+        for name, value in ("mean", torch.zeros(shape)), ("var", torch.ones(shape)), ("count", torch.zeros(())):
+            self.register_buffer(name, value.double())
+
+    def _apply(self, fn, recurse=True):
+        return self  # stays on the CPU when the agent moves: NumPy reads it, and mps has no float64
+
+    def update(self, rows):
+        """Merge in the moments of the rows (n, *shape) of every process (Chan, Golub & LeVeque 1979)."""
+        rows = torch.as_tensor(rows, dtype=torch.float64)
+        for mean, var, n in gather((rows.mean(0), rows.var(0, correction=0), len(rows))):
+            delta, total = mean - self.mean, self.count + n
+            self.var += (var - self.var + delta**2 * self.count / total) * n / total
+            self.mean += delta * n / total
+            self.count += n
+
+    def moments(self):
+        """Copies of mean and standard deviation: float32 arrays of the rows' shape."""
+        return self.mean.numpy().astype(np.float32), np.sqrt(self.var.numpy() + 1e-8).astype(np.float32)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function on one backbone. An action has K components, of up to n choices each or Gaussian."""
+
+    def __init__(self, obs_dim, action_space, hidden_size):
+        super().__init__()
+        self.discrete = isinstance(action_space, MultiDiscrete)
+        if self.discrete:
+            choices = torch.as_tensor(action_space.nvec)
+            self.action_dims = (len(choices), int(choices.max()))  # (K, n)
+            # A component of fewer than n choices gives the rest logits so low that their probability is 0.
+            missing = torch.arange(choices.max()) >= choices.unsqueeze(-1)
+            self.register_buffer("mask", -1e9 * missing.float(), persistent=False)
+        else:
+            self.action_dims = action_space.shape  # (K,)
+            self.log_std = nn.Parameter(torch.full(self.action_dims, -0.5))
+        self.backbone = nn.Sequential(
+            nn.Linear(obs_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh()
+        )
+        self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
+        self.critic = nn.Linear(hidden_size, 1)
+        for layer, gain in (*((layer, 2**0.5) for layer in self.backbone[::2]), (self.actor, 0.01), (self.critic, 1.0)):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
+
+    def forward(self, obs):
+        """Logits (B, K, n) or means (B, K), and normalised values (B,), at normalised observations (B, obs_dim)."""
+        hidden = self.backbone(obs)
+        output = self.actor(hidden)
+        if self.discrete:
+            output = output.unflatten(-1, self.action_dims) + self.mask
+        return output, self.critic(hidden).squeeze(-1)
+
+    def evaluate_actions(self, obs, actions):
+        """Log-probabilities of actions (B, K), entropies and normalised values, each (B,)."""
+        output, values = self(obs)
+        if self.discrete:
+            logps = output.log_softmax(-1)
+            logprobs = logps.gather(-1, actions.unsqueeze(-1)).sum((-2, -1))
+            return logprobs, -(logps.exp() * logps).sum((-2, -1)), values
+        logps = -0.5 * ((actions - output) / self.log_std.exp()).square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        return logps.sum(-1), entropy.expand_as(values), values
+
+    def sample_noise(self, rng, *shape):
+        """Noise (*shape, K, n) of Gumbel for discrete actions, (*shape, K) of Gauss for others. Without rng 0."""
+        shape = (*shape, *self.action_dims)
+        if rng is None:
+            return np.zeros(shape, np.float32)
+        return (rng.gumbel(size=shape) if self.discrete else rng.standard_normal(shape)).astype(np.float32)
+
+    def behaviour(self):
+        """Copy the policy to NumPy, where a step takes 10 us instead of 100.
+
+        Returns normalise(obs) -> inputs and act(inputs (..., obs_dim), noise) -> action (..., K).
+        Raises NotImplementedError at a layer it does not know.
+        """
+        (mean, std), layers = self.obs_stats.moments(), []
+        spread = self.mask.cpu().numpy() if self.discrete else self.log_std.detach().exp().cpu().numpy()
+        limit = 10 if self.obs_stats.count else math.inf  # without statistics observations stay as they are
+        for layer in (*self.backbone, self.actor):
+            if isinstance(layer, nn.Linear):
+                weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
+                layers.append(lambda x, weight=weight, bias=bias: x.dot(weight) + bias)
+            elif isinstance(layer, (nn.Tanh, nn.ReLU)):
+                layers.append(np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, 0))
+            else:
+                raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
+
+        def normalise(obs):
+            return np.minimum(np.maximum((obs - mean) / std, -limit), limit)  # np.clip takes 3 times as long
+
+        def act(inputs, noise):
+            for layer in layers:
+                inputs = layer(inputs)
+            if self.discrete:
+                return (inputs.reshape(noise.shape) + spread + noise).argmax(-1)
+            return inputs + spread * noise
+
+        return normalise, act
+
+
+def make_env(env_id, video_folder=None, time_limit=None):
+    """Make an environment with flat observations, MultiDiscrete or Box actions and info["episode"], or BadInput.
+
+    time_limit, in steps, holds only where the id sets none.
+    """
+    try:
+        env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
+    except (gym.error.Error, ImportError) as error:
+        raise BadInput(f"--env-id {env_id}: {error}") from error
+    space, (low, high, middle, half) = env.action_space, (-np.inf, np.inf, getattr(env.action_space, "start", 0), 1)
+    match space:
+        case Discrete():
+            agent_space = MultiDiscrete([space.n])
+        case MultiDiscrete():
+            agent_space = MultiDiscrete(space.nvec.ravel())
+        case MultiBinary():
+            agent_space = MultiDiscrete([2] * math.prod(space.shape))
+        case Box() if space.dtype.kind == "f" and 0 not in space.shape:
+            # [-1, 1] is scaled to the bounds and clipped there; a dimension that lacks one is not scaled, only clipped.
+            low, high, bounded = (
+                space.low.ravel(),
+                space.high.ravel(),
+                np.isfinite(space.high.ravel() - space.low.ravel()),
+            )
+            middle, half = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
+            agent_space = Box(-1, 1, low.shape)
+        case _:
+            raise BadInput(f"--env-id {env_id} has actions {space}: wrap them as Discrete, MultiDiscrete or float Box")
+
+    def to_env(action):
+        action = np.minimum(np.maximum(middle + half * action, low), high).astype(space.dtype)
+        return action.reshape(action.shape[:-1] + space.shape)[()]  # [()] makes a number of what has no dimension left
+
+    if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    if not isinstance(env.observation_space, Box) or "Text(" in str(env.unwrapped.observation_space):
+        raise BadInput(f"--env-id {env_id} has observations of no fixed size, or Text: wrap it to give a Box")
+    if time_limit and env.spec.max_episode_steps is None:
+        env = gym.wrappers.TimeLimit(env, time_limit)
+    env = gym.wrappers.RecordVideo(env, str(video_folder)) if video_folder else env
+    return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TransformAction(env, to_env, agent_space))
+
+
+def make_envs(env_id, num_envs, mode=None, **kwargs):
+    """Make num_envs environments as a vector environment with NEXT_STEP autoreset, or raise BadInput.
+
+    NEXT_STEP: the last observation of an episode is returned as such, and the next step, whose action is ignored and
+    whose reward is 0, returns the first of the next episode. It is the one mode that all vector environments have.
+    """
+    env = make_env(env_id, **kwargs)
+    mode = mode or ("vector_entry_point" if env.spec.vector_entry_point else "sync")
+    if mode == "vector_entry_point":
+        try:
+            envs = gym.make_vec(env_id, num_envs, vectorization_mode=mode)
+        except gym.error.Error as error:
+            raise BadInput(f"--vectorization-mode {mode}: {error}") from error
+        if len(envs.single_observation_space.shape) != 1:
+            envs = gym.wrappers.vector.FlattenObservation(envs)
+        envs = gym.wrappers.vector.TransformAction(envs, env.get_wrapper_attr("func"), None, env.action_space)
+        envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    else:
+        vectorize = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[mode]
+        make = partial(make_env, env_id, **kwargs)
+        envs = vectorize([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env.close()
+    if envs.metadata["autoreset_mode"] != AutoresetMode.NEXT_STEP:
+        raise BadInput(f"--env-id {env_id}: its own vector environment has no NEXT_STEP autoreset: use another mode")
+    return envs
+
+
+def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
+    """Play T = num_steps steps from obs (N, obs_dim) in N environments, of which those in ended (N,) are to be reset.
+
+    Returns the rollout, the next obs and ended, and the episodes as (last step, return, length). Index t is one
+    transition: obs[t + 1] is what its action led to; where not valid[t] it is a reset, and the row means nothing.
+    Raises FloatingPointError if the environment gives NaN or Inf.
+    """
+    (normalise, act), noise = agent.behaviour(), agent.sample_noise(rng, num_steps, len(obs))
+    raw_obs, actions, episodes = np.empty((num_steps + 1, *obs.shape), np.float32), [], []
+    rewards, (valid, terminated, truncated) = np.empty((num_steps, len(obs))), np.empty((3, num_steps, len(obs)), bool)
+    for t in range(num_steps):
+        raw_obs[t], valid[t] = obs, ~ended
+        actions.append(act(normalise(raw_obs[t]), noise[t]))
+        obs, rewards[t], terminated[t], truncated[t], info = envs.step(actions[t])
+        ended = terminated[t] | truncated[t]
+        episodes += [(t, float(info["episode"]["r"][i]), int(info["episode"]["l"][i])) for i in np.flatnonzero(ended)]
+    raw_obs[-1] = obs
+    steps = first_step + valid.sum(1).cumsum() * (dist.get_world_size() if dist.is_initialized() else 1)
+    finite = np.isfinite(raw_obs[:-1]).all(-1) & np.isfinite(raw_obs[1:]).all(-1) & np.isfinite(rewards)
+    if not finite.all():
+        raise FloatingPointError(f"an observation or reward is NaN or Inf at step {steps[finite.all(-1).argmin()]}")
+    # One forward pass for the whole rollout, not one a step.
+    obs_batch, action_batch = (
+        torch.as_tensor(x, device=agent.actor.weight.device) for x in (normalise(raw_obs), np.stack(actions))
+    )
+    with torch.no_grad():
+        logprobs, _, values = agent.evaluate_actions(obs_batch[:-1], action_batch)
+        _, last_values = agent(obs_batch[-1:])
+    mean, std = agent.return_stats.moments()
+    values = torch.cat([values, last_values]).cpu().numpy() * std + mean
+    rollout = {
+        "raw_obs": raw_obs[:-1],
+        "obs": obs_batch[:-1],
+        "actions": action_batch,
+        "logprobs": logprobs,
+        "valid": valid,
+    }
+    rollout |= {"values": values[:-1], "next_values": values[1:], "rewards": rewards}
+    rollout |= {"terminated": terminated, "truncated": truncated}
+    return rollout, obs, ended, [(int(steps[t]), *episode) for t, *episode in episodes]
+
+
+def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
+    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(next_obs_t) - V(obs_t)
+    A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}, with ended_t = terminated_t or truncated_t
+    R_t = A_t + V(obs_t)
+    """
+    deltas = rewards + gamma * ~terminated * next_values - values
+    decay = gamma * gae_lambda * ~(terminated | truncated)
+    advantages, last = np.empty_like(deltas), 0.0
+    for t in reversed(range(len(deltas))):
+        advantages[t] = last = deltas[t] + decay[t] * last
+    return advantages, advantages + values
+
+
+def make_optimizer(agent, learning_rate):
+    """Adam on one flat tensor that the agent's parameters become views of: a quarter less time for an update."""
+    parameters = list(agent.parameters())
+    flat, sizes = nn.utils.parameters_to_vector(parameters).detach(), [p.numel() for p in parameters]
+    flat.grad = torch.zeros_like(flat)
+    for p, data, grad in zip(parameters, flat.split(sizes), flat.grad.split(sizes), strict=True):
+        p.data, p.grad = data.view_as(p), grad.view_as(p)
+    return torch.optim.Adam([flat], lr=learning_rate, eps=1e-5, fused=True)
+
+
+def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
+    """Minimise the PPO loss on a rollout (Schulman et al. 2017, equations 7 and 9), V and R normalised, c = clip_coef:
+
+    L = -mean min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef mean (V - R)^2 / 2 - ent_coef mean H
+    with r = pi(a|s) / pi_old(a|s). The min is min(r A, A + c |A|), where A + c |A| stays the same all through.
+    Returns metrics, means over all minibatches.
+    """
+    valid, device = rollout["valid"], agent.actor.weight.device
+    everyone = gather(np.stack([advantages[valid], returns[valid], rollout["values"][valid]]))
+    # Rows of each minibatch over all processes: its losses are divided by them, and the gradients summed.
+    cuts = [[len(part) for part in np.array_split(x[0], args.num_minibatches)] for x in everyone]
+    sizes = np.sum(cuts, axis=0).tolist()
+    all_advantages, all_returns, all_values = np.concatenate(everyone, axis=1)
+    advantages, returns = advantages[valid], returns[valid]
+    if args.norm_adv:
+        advantages = (advantages - all_advantages.mean()) / (all_advantages.std() + 1e-8)
+    mean, std = agent.return_stats.moments()
+    arrays = np.stack([advantages, advantages + args.clip_coef * np.abs(advantages), (returns - mean) / std])
+    data = [rollout[name][torch.as_tensor(valid, device=device)] for name in ("obs", "actions", "logprobs")]
+    data += torch.tensor(arrays, dtype=torch.float32).to(device)
+    (flat,) = optimizer.param_groups[0]["params"]
+    losses, logratios = [], []
+    for _ in range(args.update_epochs):
+        order = torch.as_tensor(rng.permutation(len(returns)), device=device)
+        minibatches = zip(*(x[order].tensor_split(args.num_minibatches) for x in data), sizes, strict=True)
+        for obs, actions, old_logprobs, advantage, bound, target, size in minibatches:
+            logprobs, entropy, values = agent.evaluate_actions(obs, actions)
+            logratio = logprobs - old_logprobs
+            policy_loss = -torch.min(logratio.exp() * advantage, bound).sum() / size
+            value_loss = 0.5 * (values - target).square().sum() / size
+            entropy = entropy.sum() / size
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            if dist.is_initialized():
+                dist.all_reduce(flat.grad)
+            grad_norm = nn.utils.clip_grad_norm_(flat, args.max_grad_norm)
+            optimizer.step()
+            losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm / len(everyone)]).detach())
+            logratios.append(logratio.detach())
+        epoch = torch.cat(logratios[-args.num_minibatches :])
+        if args.target_kl is not None and np.mean(gather((epoch.expm1() - epoch).mean().item())) > args.target_kl:
+            break
+    losses, logratio = sum(gather(torch.stack(losses).cpu())).mean(0), torch.cat(gather(torch.cat(logratios).cpu()))
+    names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
+    return dict(zip(names, losses.tolist(), strict=True)) | {
+        "losses/old_approx_kl": -logratio.mean().item(),  # mean of -log r; approx_kl, of (r - 1) - log r, varies less
+        "losses/approx_kl": (logratio.expm1() - logratio).mean().item(),
+        "losses/clipfrac": (logratio.expm1().abs() > args.clip_coef).float().mean().item(),
+        "losses/explained_variance": 1 - np.var(all_returns - all_values) / (np.var(all_returns) + 1e-8),
+    }
+
+
+def evaluate(agent, args, folder):
+    """Play greedy episodes, statistics frozen, in an environment of their own; print and return their mean return."""
+    # The time limit is for environments without one, where a greedy agent may walk in circles for ever.
+    videos, returns = args.capture_video and folder / "videos", []
+    envs = make_envs(args.env_id, 1, "sync", video_folder=videos, time_limit=10_000)
+    obs, _ = envs.reset(seed=args.seed + 10**6)
+    ended = np.zeros(1, bool)
+    while len(returns) < args.eval_episodes:
+        _, obs, ended, episodes = collect_rollout(envs, agent, obs, ended, 500, rng=None)
+        returns += [episode_return for _, episode_return, _ in episodes]
+    envs.close()
+    returns = returns[: args.eval_episodes]
+    print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    return np.mean(returns)
+
+
+def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
+    """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
+    versions = {"torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
+    state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
+    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+    return copy.deepcopy(
+        state
+        | {
+            "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+            "iteration": iteration,
+            "step": step,
+            "returns": episode_returns[-20:],
+        }
+    )
+
+
+def save_checkpoint(path, state):
+    """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
+    torch.save(state, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def load_checkpoint(path, args=None):
+    """Read a checkpoint, or raise BadInput: unreadable, of another script, or not of args' environment and size."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        script, saved = state["script"], state["args"]
+    except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
+        raise BadInput(f"{path} is not a readable checkpoint.pt ({type(error).__name__})") from error
+    if script != Path(__file__).name:
+        raise BadInput(f"{path} was written by {script}: use that script")
+    for name in ("env_id", "hidden_size") if args else ():
+        if saved[name] != getattr(args, name):
+            raise BadInput(f"{path} has {name} {saved[name]}, not {getattr(args, name)}: leave that flag out")
+    return state
+
+
+def start_run(args, step):
+    """Make a run folder, or take that of args.resume. Returns the checkpoint's path and a TensorBoard writer."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
+    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+    except OSError as error:
+        raise BadInput(f"--log-dir {args.log_dir} cannot be written: {error}") from error
+    flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
+    writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
+    for summary in hparams(flags, {"eval/mean_return": 0}):
+        writer.file_writer.add_summary(summary)
+    return folder / "checkpoint.pt", writer
+
+
+def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return):
+    """Write an iteration's metrics to TensorBoard, and the status line: over itself on a terminal, else 20 in a run."""
+    if episodes:
+        _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
+        metrics["charts/episodic_return_20"] = mean_return
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+    if sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps / args.num_steps / args.num_envs / 20) == 0:
+        done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
+        status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
+        status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
+        print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def train(args):
+    """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate; with args.evaluate only evaluate.
+
+    Returns the agent and its episode returns, a resumed run's with the last 20 of its checkpoint in front.
+    Raises BadInput before anything is written, FloatingPointError at a NaN or Inf.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    if args.capture_video and not importlib.util.find_spec("moviepy"):
+        raise BadInput("--capture-video needs moviepy: pip install moviepy")
+    envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
+    agent = ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
+    try:
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        agent.to(args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
+    optimizer, iteration, step, episode_returns = make_optimizer(agent, args.learning_rate), 0, 0, []
+    if args.resume or args.evaluate:
+        saved = load_checkpoint(args.resume or args.evaluate, args)
+        agent.load_state_dict(saved["agent"])
+        optimizer.load_state_dict(saved["optimizer"])
+        iteration, step, episode_returns = saved["iteration"], saved["step"], saved["returns"]
+        if args.resume and saved["world_size"] != world_size:
+            raise BadInput(f"{args.resume} was trained by {saved['world_size']} processes: resume it with as many")
+    if args.evaluate:
+        evaluate(agent, args, Path(args.evaluate).parent)
+        return agent, episode_returns
+    if step >= args.total_timesteps:
+        raise BadInput(f"{args.resume} has done its {step} steps: raise --total-timesteps")
+
+    checkpoint, writer = start_run(args, step) if rank == 0 else (None, None)
+    if world_size > 1:
+        dist.init_process_group(timeout=timedelta(minutes=5))
+    state, solved, mean_return, began, first_step = None, None, math.nan, time.perf_counter(), step
+    try:
+        while step < args.total_timesteps and not solved:
+            rng = np.random.default_rng([args.seed, iteration, rank])
+            if step == first_step or iteration % args.checkpoint_interval == 0:
+                # A resumed run must begin new episodes, so every run does after a checkpoint, and the two stay equal.
+                envs.close()
+                envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
+                seeds = rng.integers(2**31, size=args.num_envs).tolist()  # a native vector environment takes but one
+                obs, _ = envs.reset(seed=seeds if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv)) else seeds[0])
+                ended = np.zeros(args.num_envs, bool)
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
+
+            rollout, obs, ended, episodes = collect_rollout(envs, agent, obs, ended, args.num_steps, rng, step)
+            transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
+            advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
+            if args.norm_value:
+                agent.return_stats.update(returns[rollout["valid"]])
+            if args.norm_obs:
+                agent.obs_stats.update(rollout["raw_obs"][rollout["valid"]])
+            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            everyone = gather((int(rollout["valid"].sum()), episodes))
+            iteration, step = iteration + 1, step + sum(valid for valid, _ in everyone)
+            episodes = sorted(episode for _, episodes in everyone for episode in episodes)
+            if not all(map(math.isfinite, metrics.values())):
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {metrics}")
+
+            for last_step, episode_return, _ in episodes:
+                episode_returns.append(episode_return)
+                mean_return = np.mean(episode_returns[-20:])
+                reached = args.target_return is not None and mean_return >= args.target_return
+                if reached and len(episode_returns) >= 20 and not solved:
+                    solved = f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {last_step}"
+            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            metrics["charts/SPS"] = (step - first_step) / (time.perf_counter() - began)
+            if iteration % args.checkpoint_interval == 0 and len(set(gather(agent.critic.weight.sum().item()))) > 1:
+                raise RuntimeError(f"the processes' weights differ at step {step}")
+            if rank == 0:
+                log_iteration(writer, args, iteration, step, metrics, episodes, mean_return)
+                state = checkpoint_state(agent, optimizer, args, iteration, step, episode_returns)
+                if iteration % args.checkpoint_interval == 0:
+                    writer.flush()
+                    save_checkpoint(checkpoint, state)
+        if rank == 0:
+            save_checkpoint(checkpoint, state)
+            if solved:
+                print(solved)
+            if args.eval_episodes:
+                writer.add_scalar("eval/mean_return", evaluate(agent, args, checkpoint.parent), step)
+    except (KeyboardInterrupt, SystemExit):
+        if state:
+            save_checkpoint(checkpoint, state)  # of the last whole iteration
+        raise
+    finally:
+        envs.close(terminate=True)
+        if rank == 0:
+            writer.close()
+            if checkpoint.exists():
+                print(f"checkpoint: {checkpoint}")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return agent, episode_returns
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
+        paths = [path for flag, path in itertools.pairwise(words) if flag in ("--resume", "--evaluate")]
+        train(tyro.cli(Args, default=Args(**load_checkpoint(paths[0])["args"]) if paths else Args()))
+    except (BadInput, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

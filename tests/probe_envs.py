@@ -1,0 +1,180 @@
+"""Tiny Gymnasium environments with known answers: --env-id probe_envs:NAME-v0, with this folder on the Python path."""
+
+import os
+import signal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
+
+# One space of several unequal components for each family of actions.
+ACTIONS = {"Discrete": MultiDiscrete([2, 5, 3]), "Box": Box(-1, 1, (3,))}
+
+OBSERVATION_SPACES = {
+    "ObsDict": Dict(position=Box(-1, 1, (2, 2)), gear=Discrete(3, start=-1)),
+    "ObsTuple": Tuple((Discrete(2), MultiBinary(3), Box(-1, 1, ()))),
+    "ObsDiscrete": Discrete(4, start=2),
+    "ObsMultiDiscrete": MultiDiscrete([[2, 3], [4, 5]], start=np.array([[1, 0], [-3, 9]])),
+    "ObsMultiBinary": MultiBinary([2, 2]),
+    "ObsImage": Box(0, 255, (4, 5, 3), np.uint8),
+    "ObsFloat64": Box(-np.inf, np.inf, (2,), np.float64),
+}
+BAD_OBSERVATION_SPACES = {
+    "ObsText": Text(5),
+    "ObsNestedText": Dict(number=Discrete(2), word=Text(5)),
+    "ObsSequence": Sequence(Discrete(2)),
+    "ObsGraph": Graph(Box(-1, 1, (2,)), None),
+}
+ACTION_SPACES = {
+    "Discrete": {
+        "ActDiscrete": Discrete(3),
+        "ActDiscreteStart": Discrete(3, start=-1),
+        "ActOneChoice": Discrete(1),
+        "ActMultiDiscrete": MultiDiscrete([3, 2, 5]),
+        "ActMultiDiscrete2D": MultiDiscrete([[2, 3], [4, 2]]),
+        "ActMultiDiscreteStart": MultiDiscrete([2, 4], start=[-1, 7]),
+        "ActMultiDiscreteInt32": MultiDiscrete([2, 3], dtype=np.int32),
+        "ActMultiBinary": MultiBinary(3),
+        "ActMultiBinary2D": MultiBinary([2, 2]),
+    },
+    "Box": {
+        "ActAsymmetric": Box(np.array([-0.1, 2.0], np.float32), np.array([0.7, 5.0], np.float32)),
+        "ActLowerBound": Box(0, np.inf, (2,)),
+        "ActUpperBound": Box(-np.inf, 0.5, (2,)),
+        "ActUnbounded": Box(-np.inf, np.inf, (2,)),
+        "ActScalar": Box(-2, 2, ()),
+        "ActMatrix": Box(-3, 1, (2, 3)),
+        "ActFloat64": Box(-0.3, 1.1, (2,), np.float64),
+    },
+}
+BAD_ACTION_SPACES = {"ActTuple": Tuple((Discrete(2), Box(-1, 1, (1,)))), "ActIntegerBox": Box(0, 9, (2,), np.int64)}
+
+
+class Chain(gym.Env):
+    """Pays rewards[i] in step i, whatever the action, and terminates after the last one, or begins again if endless.
+
+    The observation is the one-hot number of the step.
+    """
+
+    def __init__(self, action_space, rewards, endless=False, render_mode=None):
+        self.action_space, self.observation_space = action_space, Box(0, 1, (len(rewards),))
+        self.rewards, self.endless = rewards, endless
+
+    def observe(self):
+        return np.eye(len(self.rewards), dtype=np.float32)[self.position % len(self.rewards)]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        reward = self.rewards[self.position % len(self.rewards)]
+        self.position += 1
+        return self.observe(), reward, self.position == len(self.rewards) and not self.endless, False, {}
+
+
+class Sign(gym.Env):
+    """One step from an observation of 1 or -1. It pays the observation, or, with matching, most for the best action.
+
+    The best action is 1 of Discrete(2) where the observation is 1, else 0; of a Box 0.3 or -0.3 where its bounds are
+    1 and -1.
+    """
+
+    def __init__(self, action_space, matching, render_mode=None):
+        self.action_space, self.observation_space = action_space, Box(-1, 1, (1,))
+        self.matching = matching
+
+    def best_action(self, obs):
+        if isinstance(self.action_space, Discrete):
+            return (1 + obs) / 2
+        low, high = self.action_space.low, self.action_space.high
+        return (low + high) / 2 + 0.3 * obs * (high - low) / 2
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs = self.np_random.choice(np.array([[-1], [1]], np.float32))
+        self.action = None
+        return self.obs, {}
+
+    def step(self, action):
+        self.action = action
+        error = np.abs(action - self.best_action(self.obs)).item()
+        return self.obs, 1 - error**2 if self.matching else self.obs.item(), True, False, {}
+
+
+class Recorder(gym.Env):
+    """Random observations, rewards and ends, termination and truncation at once among them.
+
+    `log` keeps the transitions (obs, action, reward, next_obs, terminated, truncated) of one environment.
+    """
+
+    def __init__(self, action_space, observation_space, render_mode=None):
+        self.action_space, self.observation_space = action_space, observation_space
+        self.log, self.resets = [], 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.resets += 1
+        self.obs = self.observation_space.sample()
+        return self.obs, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        reward = self.np_random.normal() + float(np.sum(action))
+        terminated, truncated = (bool(flag) for flag in self.np_random.random(2) < 0.15)
+        obs, self.obs = self.obs, self.observation_space.sample()
+        self.log.append((obs, action, reward, self.obs, terminated, truncated))
+        return self.obs, reward, terminated, truncated, {}
+
+
+class Plain(Recorder):
+    """A Recorder that does not know of rendering, as an environment of one's own may not."""
+
+    def __init__(self, action_space, observation_space):
+        super().__init__(action_space, observation_space)
+
+
+class Trouble(Recorder):
+    """A Recorder with trouble in one step of the process, by $PROBE_TROUBLE: "STEP obs VALUE", reward or signal."""
+
+    steps = 0
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        Trouble.steps += 1
+        step, kind, value = os.environ.get("PROBE_TROUBLE", "0 none 0").split()
+        if Trouble.steps == int(step):
+            if kind == "signal":
+                signal.raise_signal(int(value))
+            elif kind == "reward":
+                reward = float(value)
+            else:
+                obs = np.full_like(obs, float(value))
+        return obs, reward, *rest
+
+
+def register(name, entry_point, time_limit=None, **kwargs):
+    gym.register(f"{name}-v0", entry_point, max_episode_steps=time_limit, kwargs=kwargs)
+
+
+for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
+    register(f"OneStep{family}", Chain, action_space=single, rewards=[1.0])
+    register(f"TwoSteps{family}", Chain, action_space=single, rewards=[0.0, 1.0])
+    register(f"Endless{family}", Chain, action_space=single, rewards=[1.0], endless=True)
+    register(f"Truncated{family}", Chain, time_limit=5, action_space=single, rewards=[1.0], endless=True)
+    register(f"Sign{family}", Sign, action_space=single, matching=False)
+    register(f"Match{family}", Sign, action_space=single, matching=True)
+    several, vector = ACTIONS[family], Box(-1, 1, (3,))
+    register(f"Recorder{family}", Recorder, action_space=several, observation_space=vector)
+    register(f"Plain{family}", Plain, action_space=several, observation_space=vector)
+    register(f"Trouble{family}", Trouble, action_space=several, observation_space=vector)
+    register(f"probe/Recorder{family}", Recorder, action_space=several, observation_space=vector)
+    for name, space in (OBSERVATION_SPACES | BAD_OBSERVATION_SPACES).items():
+        register(f"{name}{family}", Recorder, action_space=several, observation_space=space)
+    for name, space in ACTION_SPACES[family].items():
+        register(name, Recorder, action_space=space, observation_space=vector)
+for name, space in BAD_ACTION_SPACES.items():
+    register(name, Recorder, action_space=space, observation_space=Box(-1, 1, (3,)))

@@ -1,0 +1,51 @@
+import itertools
+
+import numpy as np
+import pytest
+import reference
+
+
+@pytest.fixture
+def transitions():
+    """60 random transitions each of 4 environments: some end by termination, truncation, both at once."""
+    rng = np.random.default_rng(0)
+    rewards, values, next_values = rng.normal(size=(3, 60, 4))
+    terminated, truncated = rng.random((2, 60, 4)) < 0.2
+    for flags in itertools.product((False, True), repeat=2):
+        assert ((terminated == flags[0]) & (truncated == flags[1])).any()
+    return rewards, values, next_values, terminated, truncated
+
+
+@pytest.mark.parametrize("gamma, gae_lambda", [*itertools.product((0.0, 0.9, 1.0), (0.0, 0.7, 1.0))])
+def test_equals_the_definition(script, transitions, gamma, gae_lambda):
+    advantages, returns = script.compute_gae(*transitions, gamma, gae_lambda)
+    assert advantages.shape == returns.shape == (60, 4)
+    for column in range(4):
+        one = [array[:, column] for array in transitions]
+        expected = reference.gae(*one, gamma, gae_lambda)
+        np.testing.assert_allclose(advantages[:, column], expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(returns[:, column], expected + one[1], rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(script.compute_gae(*one, gamma, gae_lambda)[0], advantages[:, column])
+
+
+@pytest.mark.parametrize(
+    "terminated, truncated, expected",
+    [
+        (True, False, [1.0 + 0.5 * 2.0, 2.0]),
+        (True, True, [1.0 + 0.5 * 2.0, 2.0]),
+        (False, True, [1.0 + 0.5 * (2.0 + 0.5 * 8.0), 2.0 + 0.5 * 8.0]),
+        (False, False, [1.0 + 0.5 * (2.0 + 0.5 * 8.0), 2.0 + 0.5 * 8.0]),
+    ],
+)
+def test_lambda_1_sums_discounted_rewards_and_bootstraps_all_but_termination(script, terminated, truncated, expected):
+    rewards, values, next_values = np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([4.0, 8.0])
+    ends = np.array([False, terminated]), np.array([False, truncated])
+    _, returns = script.compute_gae(rewards, values, next_values, *ends, 0.5, 1.0)
+    np.testing.assert_allclose(returns, expected)
+
+
+def test_arguments_stay_as_they_are(script, transitions):
+    copies = [array.copy() for array in transitions]
+    script.compute_gae(*transitions, 0.9, 0.9)
+    for array, copy in zip(transitions, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
