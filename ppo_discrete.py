@@ -72,17 +72,16 @@ class Args:
     torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
 
     def __post_init__(self):
-        for low, high, names in (
-            (1, math.inf, "total_timesteps num_minibatches update_epochs hidden_size checkpoint_interval num_threads"),
-            (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
-            (0, 1, "gamma gae_lambda"),
-            (1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
+        counts = "total_timesteps num_minibatches update_epochs hidden_size checkpoint_interval num_threads"
+        for rule, low, high, names in (
+            ("1 or more", 1, math.inf, counts),
+            ("0 or more", 0, 1e9, "seed ent_coef vf_coef eval_episodes"),
+            ("from 0 to 1", 0, 1, "gamma gae_lambda"),
+            ("above 0", 1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
         ):
             for name in names.split():
                 if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
-                    raise ValueError(
-                        f"--{name.replace('_', '-')} must be from {low} to {high}, not {getattr(self, name)}"
-                    )
+                    raise ValueError(f"--{name.replace('_', '-')} must be {rule}, not {getattr(self, name)}")
         if self.num_steps < 2 * self.num_minibatches:
             raise ValueError(f"--num-steps must be 2 or more for each of --num-minibatches {self.num_minibatches}")
         if self.resume and self.evaluate:
@@ -124,7 +123,7 @@ class ActorCritic(nn.Module):
         missing = torch.arange(choices.max()) >= choices.unsqueeze(-1)
         self.register_buffer("mask", -1e9 * missing.float(), persistent=False)
         self.backbone = nn.Sequential(
-            nn.Linear(obs_dim, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh()
+            nn.Linear(obs_dim, hidden_size), nn.ReLU(), nn.Linear(hidden_size, hidden_size), nn.ReLU()
         )
         self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
         self.critic = nn.Linear(hidden_size, 1)

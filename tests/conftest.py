@@ -15,7 +15,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"ppo_discrete": "Discrete", "ppo_continuous": "Box"}  # and the family of actions that each trains
+SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
+CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]
+# For what does not depend on the actions: each script once.
+once_per_script = pytest.mark.parametrize("case", [(script, SCRIPTS[script][0]) for script in SCRIPTS], indirect=True)
 
 
 def load_script(name):
@@ -41,14 +44,56 @@ def sandbox(tmp_path, monkeypatch):
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=SCRIPTS)
-def script(request):
-    return load_script(request.param)
+class Player:
+    """Collects rollouts on an environment of one's own by any script, in envs.unwrapped.log of each its transitions."""
+
+    def __init__(self, script, agent, env_id, num_envs=3):
+        self.script, self.agent, self.ended = script, agent, []
+        if hasattr(script, "make_envs"):
+            self.env = script.make_envs(env_id, num_envs, "sync")
+            self.envs, self.ended = self.env.envs, [np.zeros(num_envs, bool)]
+        else:
+            self.env = script.make_env(env_id)
+            self.envs = [self.env]
+        self.obs, _ = self.env.reset(seed=3)
+
+    def play(self, num_steps, rng, first_step=0):
+        """One rollout and its episodes; of a vector environment with valid (T, N), False where a row is a reset."""
+        rollout, self.obs, *self.ended, episodes = self.script.collect_rollout(
+            self.env, self.agent, self.obs, *self.ended, num_steps, rng, first_step
+        )
+        return rollout, episodes
+
+    @property
+    def logs(self):
+        return [env.unwrapped.log for env in self.envs]
+
+
+def column(rollout, i):
+    """The rows of environment i, without those of a reset."""
+    if "valid" not in rollout:
+        return {name: np.asarray(value) for name, value in rollout.items()}
+    return {name: np.asarray(value)[rollout["valid"][:, i], i] for name, value in rollout.items()}
+
+
+def all_rows(rollout, array):
+    """An array of the rollout's shape as (rows, ...), without the rows of a reset."""
+    return array[torch.as_tensor(rollout["valid"])] if "valid" in rollout else array
+
+
+@pytest.fixture(scope="session", params=CASES, ids="-".join)
+def case(request):
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def family(script):
-    return SCRIPTS[script.__name__]
+def script(case):
+    return load_script(case[0])
+
+
+@pytest.fixture(scope="session")
+def family(case):
+    return case[1]
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +119,8 @@ def agent(script, action_space):
 
 
 @pytest.fixture
-def collect(script, agent, probe):
-    """Collect a rollout from the Recorder: rollout, env, the next obs, episodes."""
-
-    def collect(num_steps, name="Recorder", **kwargs):
-        env = script.make_env(probe(name))
-        obs, _ = env.reset(seed=3)
-        rollout, obs, episodes = script.collect_rollout(env, agent, obs, num_steps, np.random.default_rng(5), **kwargs)
-        return SimpleNamespace(rollout=rollout, env=env, obs=obs, episodes=episodes)
-
-    return collect
+def player(script, agent, probe):
+    return lambda name="Recorder": Player(script, agent, probe(name))
 
 
 @pytest.fixture
@@ -92,22 +129,28 @@ def tiny(script, probe, tmp_path):
 
     def tiny(**flags):
         small = {"env_id": probe("Recorder"), "total_timesteps": 64, "num_steps": 16, "num_minibatches": 2}
+        if hasattr(script.Args, "num_envs"):
+            small |= {"num_envs": 2, "num_steps": 8}
         return script.Args(**small | {"eval_episodes": 0, "log_dir": str(tmp_path / "runs")} | flags)
 
     return tiny
 
 
 @pytest.fixture
-def made_envs(script, monkeypatch):
-    """The list of the environments that the script makes during the test."""
-    envs, make_env = [], script.make_env
+def record(script, monkeypatch):
+    """record("make_env") is the list, growing through the test, of what that function of the script returns."""
 
-    def recording(*args, **kwargs):
-        envs.append(make_env(*args, **kwargs))
-        return envs[-1]
+    def record(name):
+        function, results = getattr(script, name), []
 
-    monkeypatch.setattr(script, "make_env", recording)
-    return envs
+        def recording(*args, **kwargs):
+            results.append(function(*args, **kwargs))
+            return results[-1]
+
+        monkeypatch.setattr(script, name, recording)
+        return results
+
+    return record
 
 
 @pytest.fixture(scope="session")

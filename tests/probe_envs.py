@@ -1,7 +1,10 @@
 """Tiny Gymnasium environments with known answers: --env-id probe_envs:NAME-v0, with this folder on the Python path."""
 
+import fcntl
 import os
 import signal
+from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -78,12 +81,12 @@ class Sign(gym.Env):
     """One step from an observation of 1 or -1. It pays the observation, or, with matching, most for the best action.
 
     The best action is 1 of Discrete(2) where the observation is 1, else 0; of a Box 0.3 or -0.3 where its bounds are
-    1 and -1.
+    1 and -1. `log` keeps (obs, action, reward).
     """
 
     def __init__(self, action_space, matching, render_mode=None):
         self.action_space, self.observation_space = action_space, Box(-1, 1, (1,))
-        self.matching = matching
+        self.matching, self.log = matching, []
 
     def best_action(self, obs):
         if isinstance(self.action_space, Discrete):
@@ -94,13 +97,13 @@ class Sign(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.obs = self.np_random.choice(np.array([[-1], [1]], np.float32))
-        self.action = None
         return self.obs, {}
 
     def step(self, action):
-        self.action = action
         error = np.abs(action - self.best_action(self.obs)).item()
-        return self.obs, 1 - error**2 if self.matching else self.obs.item(), True, False, {}
+        reward = 1 - error**2 if self.matching else self.obs.item()
+        self.log.append((self.obs, action, reward))
+        return self.obs, reward, True, False, {}
 
 
 class Recorder(gym.Env):
@@ -178,3 +181,103 @@ for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
         register(name, Recorder, action_space=space, observation_space=vector)
 for name, space in BAD_ACTION_SPACES.items():
     register(name, Recorder, action_space=space, observation_space=Box(-1, 1, (3,)))
+
+
+class Scripted(gym.Env):
+    """Episodes that end as written, whatever the action: instance i is the one whose first reset has seed i.
+
+    One character is a step: "." goes on, T terminates, U truncates, B does both. The observation is (instance, episode,
+    step), the reward 10 * instance + step.
+    """
+
+    EPISODES = (("..T", ".U", ".B", ".T", "..."), ("T", "T", ".B", "U", "..U", "..."), (".....T", "T", "T", "......"))
+
+    def __init__(self, action_space, render_mode=None):
+        self.action_space, self.observation_space = action_space, Box(0, 100, (3,))
+        self.episode = -1
+
+    def observe(self):
+        return np.array([self.instance, self.episode, self.position], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.instance = seed
+        self.episode, self.position = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action):
+        end = self.EPISODES[self.instance][self.episode][self.position]
+        self.position += 1
+        return self.observe(), 10.0 * self.instance + self.position, end in "TB", end in "UB", {}
+
+
+class Staggered(Chain):
+    """A Chain that begins anywhere in it. If endless, it is truncated after 1 to 5 steps."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.steps_left = self.np_random.integers(len(self.rewards)), self.np_random.integers(1, 6)
+        return self.observe(), {}
+
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        self.steps_left -= 1
+        return obs, reward, terminated, self.endless and self.steps_left == 0, info
+
+
+class NativeRecorder(gym.vector.SyncVectorEnv):
+    """Recorders in a vector environment of their own, as env.vector_entry_point."""
+
+    def __init__(self, num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, told=True, **spaces):
+        super().__init__([partial(Recorder, **spaces)] * num_envs, autoreset_mode=autoreset_mode)
+        if not told:
+            del self.metadata["autoreset_mode"]
+
+    def reset(self, *, seed=None, options=None):
+        assert seed is None or isinstance(seed, int)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions):
+        assert self.action_space.contains(actions), f"{actions!r} is not in {self.action_space}"
+        return super().step(actions)
+
+
+class Accident(Recorder):
+    """A Recorder that holds a shared lock on $PROBE_FOLDER/alive and whose 40th step is an accident, $PROBE_ACCIDENT.
+
+    Of all that have that folder only one has it: "raise" an error or "kill" the process.
+    """
+
+    def __init__(self, **spaces):
+        super().__init__(**spaces)
+        self.folder = Path(os.environ["PROBE_FOLDER"])
+        self.lock = (self.folder / "alive").open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_SH)
+
+    def step(self, action):
+        accident = os.environ.get("PROBE_ACCIDENT")
+        if accident and len(self.log) == 40:
+            try:
+                (self.folder / "accident").touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                if accident == "raise":
+                    raise RuntimeError("an accident in step 40")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+discrete, vector = ACTIONS["Discrete"], Box(-1, 1, (3,))
+recorder = {"action_space": discrete, "observation_space": vector}
+register("Scripted", Scripted, action_space=discrete)
+register("StaggeredEnd", Staggered, action_space=discrete, rewards=[1.0, 0.0, -2.0, 3.0])
+register("StaggeredEndless", Staggered, action_space=discrete, rewards=[1.0, 0.0, 2.0], endless=True)
+register("Accident", Accident, **recorder)
+natives = {f"Native{name}": space for spaces in ACTION_SPACES.values() for name, space in spaces.items()}
+for name, space in (natives | {f"NativeRecorder{family}": space for family, space in ACTIONS.items()}).items():
+    gym.register(f"{name}-v0", Recorder, vector_entry_point=NativeRecorder, kwargs=recorder | {"action_space": space})
+same_step = partial(NativeRecorder, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+gym.register("NativeSameStep-v0", Recorder, vector_entry_point=same_step, kwargs=recorder)
+gym.register("NativeUntold-v0", Recorder, vector_entry_point=partial(NativeRecorder, told=False), kwargs=recorder)

@@ -37,7 +37,7 @@ def gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     return np.array(advantages)
 
 
-def ppo_update(agent, action_space, rollout, advantages, returns, args, rng):
+def ppo_update(agent, action_space, obs, actions, values, logprobs, advantages, returns, args, rng):
     """Train the agent by the textbook loss and an Adam of its own; returns the metrics."""
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     advantages = torch.as_tensor(advantages, dtype=torch.float32)
@@ -47,14 +47,12 @@ def ppo_update(agent, action_space, rollout, advantages, returns, args, rng):
     targets, rows_of_metrics = torch.as_tensor(targets, dtype=torch.float32), []
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
-            logprobs, entropies, values = evaluate_actions(
-                agent, action_space, rollout["obs"][rows], rollout["actions"][rows]
-            )
-            logratios = logprobs - rollout["logprobs"][rows]
+            new_logprobs, entropies, new_values = evaluate_actions(agent, action_space, obs[rows], actions[rows])
+            logratios = new_logprobs - logprobs[rows]
             ratios = logratios.exp()
             clipped = ratios.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.minimum(ratios * advantages[rows], clipped * advantages[rows]).mean()
-            value_loss = ((values - targets[rows]) ** 2).mean() / 2
+            value_loss = ((new_values - targets[rows]) ** 2).mean() / 2
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
@@ -62,15 +60,14 @@ def ppo_update(agent, action_space, rollout, advantages, returns, args, rng):
             optimizer.step()
             rows_of_metrics.append(
                 {
-                    "policy_loss": policy_loss.item(),
-                    "value_loss": value_loss.item(),
-                    "entropy": entropies.mean().item(),
-                    "grad_norm": grad_norm.item(),
-                    "old_approx_kl": -logratios.mean().item(),
-                    "approx_kl": (ratios - 1 - logratios).mean().item(),
-                    "clipfrac": (ratios != clipped).float().mean().item(),
+                    "losses/policy_loss": policy_loss.item(),
+                    "losses/value_loss": value_loss.item(),
+                    "losses/entropy": entropies.mean().item(),
+                    "losses/grad_norm": grad_norm.item(),
+                    "losses/old_approx_kl": -logratios.mean().item(),
+                    "losses/approx_kl": (ratios - 1 - logratios).mean().item(),
+                    "losses/clipfrac": (ratios != clipped).float().mean().item(),
                 }
             )
     metrics = {name: np.mean([row[name] for row in rows_of_metrics]) for name in rows_of_metrics[0]}
-    residuals = returns - rollout["values"]
-    return metrics | {"explained_variance": 1 - residuals.var() / returns.var()}
+    return metrics | {"losses/explained_variance": 1 - (returns - values).var() / returns.var()}

@@ -1,0 +1,78 @@
+"""Where the time of a training iteration goes, in microseconds a step.
+
+python benchmarks/profile_iteration.py CartPole-v1
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import ppo_discrete as ppo
+
+
+def clock(function, repeats):
+    """Best of 5 timings of repeats calls, in seconds a call."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        times.append((time.perf_counter() - start) / repeats)
+    return min(times)
+
+
+def main(env_id):
+    torch.set_num_threads(1)
+    args, rng = ppo.Args(env_id=env_id), np.random.default_rng(0)
+    env, steps = ppo.make_env(env_id), args.num_steps
+    agent = ppo.ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
+    optimizer = ppo.make_optimizer(agent, args.learning_rate)
+    obs, _ = env.reset(seed=0)
+    rollout, _, _ = ppo.collect_rollout(env, agent, obs, steps, rng)
+
+    bare = gym.make(env_id)
+    bare.reset(seed=0)
+    actions = iter(np.random.default_rng(0).integers(bare.action_space.n, size=10**7).tolist())
+
+    def bare_step():
+        _, _, terminated, truncated, _ = bare.step(next(actions))
+        if terminated or truncated:
+            bare.reset()
+
+    normalise, act = agent.behaviour()
+    noise = agent.sample_noise(rng, 1)[0]
+    row = rollout["raw_obs"][0]
+
+    def forward():
+        with torch.no_grad():
+            agent.evaluate_actions(rollout["obs"], rollout["actions"])
+            agent(rollout["obs"])
+
+    transitions = [rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated")]
+    advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
+    agent.return_stats.update(returns)
+    parts = {
+        "environment alone": clock(bare_step, 5000),
+        "action": clock(lambda: act(normalise(row), noise), 5000),
+        "values and log-probabilities": clock(forward, 20) / steps,
+        "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], steps, rng), 5) / steps,
+        "advantages": clock(lambda: ppo.compute_gae(*transitions, args.gamma, args.gae_lambda), 20) / steps,
+        "update": clock(lambda: ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng), 3) / steps,
+        "checkpoint in memory": clock(lambda: ppo.checkpoint_state(agent, optimizer, args, 0, 0, []), 20) / steps,
+    }
+    parts["rollout beyond the environment"] = parts["whole rollout"] - parts["environment alone"]
+    minibatches = args.num_minibatches * args.update_epochs
+    for name, seconds in parts.items():
+        print(f"{name:32s} {seconds * 1e6:8.2f} us a step")
+    print(
+        f"one minibatch of {steps // args.num_minibatches} rows: {parts['update'] * steps / minibatches * 1e3:.2f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
