@@ -45,10 +45,10 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # fixes weights, environment, actions and minibatches
     total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
-    learning_rate: float = 1e-3  # of Adam; 1e-4 to 1e-3
+    learning_rate: float = 5e-4  # of Adam; 1e-4 to 1e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
-    num_steps: int = 1024  # steps of a rollout; 512 to 4096
-    num_minibatches: int = 8  # minibatches of an epoch
+    num_steps: int = 2048  # steps of a rollout; 512 to 4096
+    num_minibatches: int = 16  # minibatches of an epoch
     update_epochs: int = 10  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1
@@ -60,7 +60,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
-    hidden_size: int = 64  # width of the two hidden layers
+    hidden_size: int = 128  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of the greedy episodes (pip install moviepy)

@@ -59,7 +59,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
-    hidden_size: int = 64  # width of the two hidden layers
+    hidden_size: int = 128  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of the greedy episodes (pip install moviepy)

@@ -66,12 +66,12 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--processes", type=int, default=1, help="processes of each run, by torchrun")
-    parser.add_argument("flags", nargs="*")
-    args = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, flags = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
 
     with tempfile.TemporaryDirectory() as log_dir, ThreadPoolExecutor(args.jobs) as pool:
         tasks = [
-            pool.submit(run, args.script, env_id, seed, args.flags, args.processes, log_dir)
+            pool.submit(run, args.script, env_id, seed, flags, args.processes, log_dir)
             for env_id in args.env_ids
             for seed in args.seeds
         ]

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
 CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]
 # For what does not depend on the actions: each script once.
-once_per_script = pytest.mark.parametrize("case", [(script, SCRIPTS[script][0]) for script in SCRIPTS], indirect=True)
+once_per_script = pytest.mark.parametrize(
+    "case", [(script, families[0]) for script, families in SCRIPTS.items()], ids=SCRIPTS, indirect=True
+)
 
 
 def load_script(name):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -179,6 +180,7 @@ for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
         register(f"{name}{family}", Recorder, action_space=several, observation_space=space)
     for name, space in ACTION_SPACES[family].items():
         register(name, Recorder, action_space=space, observation_space=vector)
+gym.register("NeedsExtra-v0", "no_such_package.envs:Env")
 for name, space in BAD_ACTION_SPACES.items():
     register(name, Recorder, action_space=space, observation_space=Box(-1, 1, (3,)))
 
@@ -244,30 +246,38 @@ class NativeRecorder(gym.vector.SyncVectorEnv):
 
 
 class Accident(Recorder):
-    """A Recorder that holds a shared lock on $PROBE_FOLDER/alive and whose 40th step is an accident, $PROBE_ACCIDENT.
+    """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive; its 40th step is a $PROBE_ACCIDENT.
 
-    Of all that have that folder only one has it: "raise" an error or "kill" the process.
+    "hang" stops all environments there; "raise" an error and "kill" the process strike one of all that have the folder.
     """
 
     def __init__(self, **spaces):
         super().__init__(**spaces)
-        self.folder = Path(os.environ["PROBE_FOLDER"])
-        self.lock = (self.folder / "alive").open("w")
-        fcntl.flock(self.lock, fcntl.LOCK_SH)
+        fcntl.flock(os.open(Path(os.environ["PROBE_FOLDER"], "alive"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
 
     def step(self, action):
-        accident = os.environ.get("PROBE_ACCIDENT")
-        if accident and len(self.log) == 40:
-            try:
-                (self.folder / "accident").touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                if accident == "raise":
-                    raise RuntimeError("an accident in step 40")
+        accident = os.environ["PROBE_ACCIDENT"]
+        if len(self.log) == 40 and (first_accident() or accident == "hang"):
+            if accident == "raise":
+                raise RuntimeError("an accident in step 40")
+            if accident == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if accident == "hang":
+                time.sleep(600)
         return super().step(action)
 
+
+def first_accident():
+    """True once for all processes that have the folder."""
+    try:
+        Path(os.environ["PROBE_FOLDER"], "accident").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+if os.environ.get("PROBE_ACCIDENT") == "fork":  # a SIGTERM comes while the process forks
+    os.register_at_fork(before=lambda: first_accident() and os.kill(os.getpid(), signal.SIGTERM))
 
 discrete, vector = ACTIONS["Discrete"], Box(-1, 1, (3,))
 recorder = {"action_space": discrete, "observation_space": vector}

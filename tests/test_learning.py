@@ -7,7 +7,8 @@ import torch
 from conftest import Player
 
 # Short rollouts and a high learning rate: these environments have one or two states.
-QUICK = {"total_timesteps": 3072, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
+QUICK = {"total_timesteps": 3072, "num_minibatches": 2, "learning_rate": 5e-3, "hidden_size": 64}
+DISCOUNT = {"gamma": 0.9, "gae_lambda": 0.9}
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def trained(script, probe, tiny):
 
     def trained(name, **flags):
         steps = {"num_steps": 16, "num_envs": 8} if hasattr(script.Args, "num_envs") else {"num_steps": 128}
-        return script.train(tiny(env_id=probe(name), **QUICK | steps | flags))[0]
+        return script.train(tiny(env_id=probe(name), **QUICK | DISCOUNT | steps | flags))[0]
 
     return trained
 

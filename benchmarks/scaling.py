@@ -1,0 +1,72 @@
+"""Steps per second of ppo_vector.py on CartPole over the number of its native environments.
+
+    python benchmarks/scaling.py
+
+Every iteration has 16 steps of each environment, but 2048 in all at the least, and trains 4 epochs of 4 minibatches.
+Writes benchmarks/results/scaling.csv and scaling.png. On an otherwise idle machine.
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import ppo_vector as ppo
+
+matplotlib.use("Agg")
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def measure(num_envs, seconds=4.0):
+    """Steps per second of rollouts, and of whole iterations."""
+    num_steps = max(16, 2048 // num_envs)
+    args = ppo.Args(num_envs=num_envs, num_steps=num_steps, num_minibatches=4, update_epochs=4, hidden_size=64)
+    envs, rng = ppo.make_envs(args.env_id, num_envs), np.random.default_rng(0)
+    agent = ppo.ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
+    optimizer = ppo.make_optimizer(agent, args.learning_rate)
+    (obs, _), ended = envs.reset(seed=0), np.zeros(num_envs, bool)
+    spent, steps = np.zeros(2), 0
+    while spent.sum() < seconds:
+        start = time.perf_counter()
+        rollout, obs, ended, _ = ppo.collect_rollout(envs, agent, obs, ended, num_steps, rng)
+        middle = time.perf_counter()
+        transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
+        advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
+        agent.return_stats.update(returns[rollout["valid"]])
+        ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+        spent += middle - start, time.perf_counter() - middle
+        steps += int(rollout["valid"].sum())
+    envs.close()
+    return steps / spent[0], steps / spent.sum()
+
+
+def main():
+    torch.set_num_threads(1)
+    sizes = [1, 4, 16, 64, 256, 1024]
+    rows = [(num_envs, *map(round, measure(num_envs))) for num_envs in sizes]
+    for row in rows:
+        print("{:5d} environments: rollouts {:8d} steps/s, training {:7d} steps/s".format(*row))
+    with open(RESULTS / "scaling.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["num_envs", "rollout_steps_per_second", "training_steps_per_second"])
+        writer.writerows(rows)
+    _, rollouts, training = zip(*rows, strict=True)
+    figure, axis = plt.subplots(figsize=(4.6, 3.2))
+    axis.loglog(sizes, rollouts, "o-", label="rollouts")
+    axis.loglog(sizes, training, "o-", label="training")
+    axis.set_xlabel("native CartPole environments")
+    axis.set_ylabel("steps per second")
+    axis.grid(alpha=0.2)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(RESULTS / "scaling.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

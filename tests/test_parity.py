@@ -1,0 +1,122 @@
+"""The scripts repeat each other instead of importing: what bears one name must stay one text."""
+
+import ast
+import difflib
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+FIRST, *OTHERS = SCRIPTS
+DIFF_BUDGET = 75  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
+
+GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
+BOTH = "discrete actions and Gaussian ones, by the action space"
+ROWS = "arrays are (T, N, ...), and rows of a reset are marked"
+# What differs from ppo_discrete.py on purpose, and why.
+DELIBERATE = {
+    "ppo_continuous": {
+        "Args.env_id": "an environment with Box actions",
+        "Args.norm_obs": "observations of such environments differ in scale",
+        "Args.ent_coef": "the entropy of a Gaussian has no upper end",
+        "ActorCritic": "the docstring says what an action is",
+        "ActorCritic.__init__": GAUSSIAN,
+        "ActorCritic.forward": GAUSSIAN,
+        "ActorCritic.evaluate_actions": GAUSSIAN,
+        "ActorCritic.sample_noise": GAUSSIAN,
+        "ActorCritic.behaviour": GAUSSIAN,
+        "make_env": "actions are scaled to the bounds of a Box",
+    },
+    "ppo_vector": {
+        "Args.num_steps": "a rollout is as many steps in each of several environments",
+        "Args.__post_init__": "minibatches are cut from the rows of all environments",
+        "RunningMeanStd.update": "moments of all processes are merged",
+        "ActorCritic": BOTH,
+        "ActorCritic.__init__": BOTH,
+        "ActorCritic.forward": BOTH,
+        "ActorCritic.evaluate_actions": BOTH,
+        "ActorCritic.sample_noise": BOTH,
+        "ActorCritic.behaviour": BOTH,
+        "make_env": BOTH,
+        "collect_rollout": ROWS,
+        "ppo_update": "rows of a reset are left out, gradients are summed over processes",
+        "evaluate": ROWS,
+        "checkpoint_state": "the number of processes is kept",
+        "log_iteration": "an iteration is num_steps in each environment",
+        "train": "vector environments, of which each process has its own",
+    },
+}
+
+
+def read(name):
+    return (ROOT / f"{name}.py").read_text()
+
+
+def parts(name):
+    """{name: source} of the functions, methods and fields of a script; what is left of a class goes by its name."""
+    lines, found = read(name).splitlines(), {}
+
+    def take(key, node):
+        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+        found[key] = lines[first - 1 : node.end_lineno]
+        lines[first - 1 : node.end_lineno] = [""] * len(found[key])
+
+    for node in ast.parse(read(name)).body:
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef):
+                    take(f"{node.name}.{member.name}", member)
+                elif isinstance(member, ast.AnnAssign):
+                    take(f"{node.name}.{member.target.id}", member)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            take(node.name, node)
+    found["the main block"] = read(name).split("\nif __name__")[1]
+    return {key: [line for line in source if line] for key, source in found.items()}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_bears_one_name_is_one_text(other):
+    ours, theirs = parts(FIRST), parts(other)
+    different = {name for name in {*ours} & {*theirs} if ours[name] != theirs[name]}
+    assert different == {*DELIBERATE[other]}
+
+
+def test_the_first_two_scripts_have_the_same_parts_in_the_same_order():
+    assert [*parts("ppo_discrete")] == [*parts("ppo_continuous")]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_parts_of_the_first_script_keep_their_order(other):
+    common = {*parts(FIRST)} & {*parts(other)}
+    assert [name for name in parts(FIRST) if name in common] == [name for name in parts(other) if name in common]
+
+
+def test_difference_stays_within_its_budget():
+    changes = difflib.ndiff(read("ppo_discrete").splitlines(), read("ppo_continuous").splitlines())
+    assert len([line for line in changes if line[0] in "+-"]) <= DIFF_BUDGET
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_inline_dependencies_are_the_requirements(name):
+    (dependencies,) = re.findall(r"^# dependencies = (\[.+\])$", read(name), re.MULTILINE)
+    assert ast.literal_eval(dependencies) == (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def test_import_has_no_side_effects(tmp_path):
+    """No file, no other thread count, no number drawn, no signal handler."""
+    state = "random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads()"
+    state += (
+        ", torch.get_default_dtype(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.listdir()"
+    )
+    program = f"""
+import os, random, signal, sys, numpy, torch
+torch.set_num_threads(2)
+sys.path.insert(0, {str(ROOT)!r})
+before = {state}
+import {", ".join(SCRIPTS)}
+assert before == ({state})
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
