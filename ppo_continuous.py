@@ -59,7 +59,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
-    target_kl: float | None = None  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
+    target_kl: float | None = 0.02  # stop an update once an epoch's approx_kl exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
@@ -87,6 +87,8 @@ class Args:
             raise ValueError(f"--num-steps must be 2 or more for each of --num-minibatches {self.num_minibatches}")
         if self.resume and self.evaluate:
             raise ValueError("--resume trains and --evaluate does not: give one of them")
+        if self.evaluate and not self.eval_episodes:
+            raise ValueError("--evaluate needs --eval-episodes 1 or more")
 
 
 class RunningMeanStd(nn.Module):
@@ -181,7 +183,7 @@ def make_env(env_id, video_folder=None, time_limit=None):
     time_limit, in steps, holds only where the id sets none.
     """
     try:
-        env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
+        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except (gym.error.Error, ImportError) as error:
         raise BadInput(f"--env-id {env_id}: {error}") from error
     space = env.action_space
@@ -327,7 +329,7 @@ def evaluate(agent, args, folder):
 
 def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
-    versions = {"torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
+    versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
     state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
@@ -396,6 +398,8 @@ def train(args):
     if args.capture_video and not importlib.util.find_spec("moviepy"):
         raise BadInput("--capture-video needs moviepy: pip install moviepy")
     env = make_env(args.env_id)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", ()):
+        raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
     agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
     try:
         agent.to(args.device)

@@ -86,6 +86,8 @@ class Args:
             raise ValueError(f"--num-steps must be 2 or more for each of --num-minibatches {self.num_minibatches}")
         if self.resume and self.evaluate:
             raise ValueError("--resume trains and --evaluate does not: give one of them")
+        if self.evaluate and not self.eval_episodes:
+            raise ValueError("--evaluate needs --eval-episodes 1 or more")
 
 
 class RunningMeanStd(nn.Module):
@@ -183,18 +185,23 @@ def make_env(env_id, video_folder=None, time_limit=None):
     time_limit, in steps, holds only where the id sets none.
     """
     try:
-        env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
+        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except (gym.error.Error, ImportError) as error:
         raise BadInput(f"--env-id {env_id}: {error}") from error
     match space := env.action_space:
         case Discrete():
-            nvec, to_env = [space.n], lambda action: int(space.start + action[0])
+            nvec = [space.n]
         case MultiDiscrete():
-            nvec, to_env = space.nvec.ravel(), lambda action: space.start + action.reshape(space.shape)
+            nvec = space.nvec.ravel()
         case MultiBinary():
-            nvec, to_env = [2] * math.prod(space.shape), lambda action: action.reshape(space.shape)
+            nvec = [2] * math.prod(space.shape)
         case _:
             raise BadInput(f"--env-id {env_id} has actions {space}: use ppo_continuous.py for Box, wrap others")
+
+    def to_env(action):
+        action = (getattr(space, "start", 0) + action.reshape(space.shape)).astype(space.dtype)
+        return action if space.shape else action.item()
+
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     if not isinstance(env.observation_space, Box) or "Text(" in str(env.unwrapped.observation_space):
@@ -326,7 +333,7 @@ def evaluate(agent, args, folder):
 
 def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
-    versions = {"torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
+    versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
     state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
@@ -395,6 +402,8 @@ def train(args):
     if args.capture_video and not importlib.util.find_spec("moviepy"):
         raise BadInput("--capture-video needs moviepy: pip install moviepy")
     env = make_env(args.env_id)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", ()):
+        raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
     agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
     try:
         agent.to(args.device)

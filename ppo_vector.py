@@ -22,6 +22,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -97,6 +98,8 @@ class Args:
             )
         if self.resume and self.evaluate:
             raise ValueError("--resume trains and --evaluate does not: give one of them")
+        if self.evaluate and not self.eval_episodes:
+            raise ValueError("--evaluate needs --eval-episodes 1 or more")
 
 
 def gather(x):
@@ -221,10 +224,13 @@ def make_env(env_id, video_folder=None, time_limit=None):
     time_limit, in steps, holds only where the id sets none.
     """
     try:
-        env = gym.make(env_id, render_mode="rgb_array" if video_folder else None)
+        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except (gym.error.Error, ImportError) as error:
         raise BadInput(f"--env-id {env_id}: {error}") from error
-    space, (low, high, middle, half) = env.action_space, (-np.inf, np.inf, getattr(env.action_space, "start", 0), 1)
+    space, (low, high, middle, half) = (
+        env.action_space,
+        (-np.inf, np.inf, np.ravel(getattr(env.action_space, "start", 0)), 1),
+    )
     match space:
         case Discrete():
             agent_space = MultiDiscrete([space.n])
@@ -276,13 +282,34 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
         envs = gym.wrappers.vector.TransformAction(envs, env.get_wrapper_attr("func"), None, env.action_space)
         envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     else:
-        vectorize = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[mode]
-        make = partial(make_env, env_id, **kwargs)
-        envs = vectorize([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+        makes = [partial(make_env, env_id, **kwargs)] * num_envs
+        sync = partial(SyncVectorEnv, makes, autoreset_mode=AutoresetMode.NEXT_STEP)
+        envs = sync() if mode == "sync" else start_workers(makes)
     env.close()
-    if envs.metadata["autoreset_mode"] != AutoresetMode.NEXT_STEP:
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise BadInput(f"--env-id {env_id}: its own vector environment has no NEXT_STEP autoreset: use another mode")
     return envs
+
+
+def start_workers(makes):
+    """An AsyncVectorEnv. A signal during a fork would be lost, so it waits; workers leave Ctrl-C to this process."""
+    pid, signals = os.getpid(), []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+    def in_worker(make):
+        if os.getpid() != pid:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return make()
+
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
+    try:
+        return AsyncVectorEnv([partial(in_worker, make) for make in makes], autoreset_mode=AutoresetMode.NEXT_STEP)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in signals:
+            signal.raise_signal(number)
 
 
 def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
@@ -423,7 +450,7 @@ def evaluate(agent, args, folder):
 
 def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
-    versions = {"torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
+    versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
     state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     return copy.deepcopy(
@@ -501,6 +528,8 @@ def train(args):
     if args.capture_video and not importlib.util.find_spec("moviepy"):
         raise BadInput("--capture-video needs moviepy: pip install moviepy")
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
+    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ()):
+        raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
     agent = ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
     try:
         if args.device == "cuda":
@@ -517,6 +546,7 @@ def train(args):
         if args.resume and saved["world_size"] != world_size:
             raise BadInput(f"{args.resume} was trained by {saved['world_size']} processes: resume it with as many")
     if args.evaluate:
+        envs.close()
         evaluate(agent, args, Path(args.evaluate).parent)
         return agent, episode_returns
     if step >= args.total_timesteps:
@@ -580,7 +610,10 @@ def train(args):
             save_checkpoint(checkpoint, state)  # of the last whole iteration
         raise
     finally:
-        envs.close(terminate=True)
+        for worker in getattr(envs, "processes", ()):
+            worker.kill()  # at once: it may be dead or in the middle of a step, and close() would wait for its answer
+            envs.closed = True
+        envs.close()
         if rank == 0:
             writer.close()
             if checkpoint.exists():
