@@ -160,7 +160,9 @@ def command(script):
     """Run the script's command line in this process: its exit code, stdout and stderr."""
 
     def command(*flags):
-        out, err, code, handler = io.StringIO(), io.StringIO(), 0, signal.getsignal(signal.SIGTERM)
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         argv = mock.patch.object(sys, "argv", [script.__file__, *map(str, flags)])
         try:
             with argv, redirect_stdout(out), redirect_stderr(err):
@@ -168,7 +170,8 @@ def command(script):
         except SystemExit as stop:
             code = stop.code
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers:
+                signal.signal(number, handler)
         return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
     return command

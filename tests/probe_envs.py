@@ -248,7 +248,7 @@ class NativeRecorder(gym.vector.SyncVectorEnv):
 class Accident(Recorder):
     """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive; its 40th step is a $PROBE_ACCIDENT.
 
-    "hang" stops all environments there; "raise" an error and "kill" the process strike one of all that have the folder.
+    One environment of all that have the folder is to "raise" an error, "kill" its process or "hang".
     """
 
     def __init__(self, **spaces):
@@ -256,14 +256,12 @@ class Accident(Recorder):
         fcntl.flock(os.open(Path(os.environ["PROBE_FOLDER"], "alive"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
 
     def step(self, action):
-        accident = os.environ["PROBE_ACCIDENT"]
-        if len(self.log) == 40 and (first_accident() or accident == "hang"):
-            if accident == "raise":
+        if len(self.log) == 40 and first_accident():
+            if os.environ["PROBE_ACCIDENT"] == "raise":
                 raise RuntimeError("an accident in step 40")
-            if accident == "kill":
+            if os.environ["PROBE_ACCIDENT"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if accident == "hang":
-                time.sleep(600)
+            time.sleep(600)
         return super().step(action)
 
 

@@ -1,5 +1,6 @@
 """Whole runs: reproducible, resumable, and what they print and write."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -100,6 +101,7 @@ def test_another_seed_another_run(command, flags, whole, tmp_path):
     assert one["charts/episodic_return"] != other["charts/episodic_return"]
 
 
+@once_per_script
 def test_killed_and_resumed_equals_uninterrupted(script, resume, flags, whole, tmp_path):
     """The environment kills the process in step 230; the points up to there may have reached the disk."""
     environment = os.environ | {"PROBE_TROUBLE": f"230 signal {signal.SIGKILL:d}", "PYTHONPATH": str(TESTS)}
@@ -136,6 +138,25 @@ def test_interrupted_run_leaves_a_checkpoint_and_goes_on(command, resume, flags,
     assert steps == sorted(set(steps))
     assert len(steps) == load(folder)["iteration"]
     assert steps[-1] >= 320
+
+
+def test_interrupted_in_an_update_saves_the_state_from_before_the_iteration(script, tiny, monkeypatch):
+    ppo_update, states = script.ppo_update, []
+
+    def interrupted(agent, optimizer, *args):
+        metrics = ppo_update(agent, optimizer, *args)
+        states.append(copy.deepcopy((agent.state_dict(), optimizer.state_dict()["state"])))
+        if len(states) == 3:
+            raise KeyboardInterrupt
+        return metrics
+
+    monkeypatch.setattr(script, "ppo_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.train(tiny(norm_obs=True, norm_value=True))
+    saved = load(run_folder("runs"))
+    assert saved["iteration"] == 2
+    for before, kept in zip(states[1], (saved["agent"], saved["optimizer"]["state"]), strict=True):
+        assert_same_weights(kept, before)
 
 
 def test_interrupted_before_the_first_iteration_ends_without_a_checkpoint(command, flags, trouble):
@@ -348,11 +369,11 @@ def test_video(script, tiny):
 
 @once_per_script
 def test_a_copy_of_the_script_runs_alone(script, tmp_path):
-    copy = shutil.copy(script.__file__, tmp_path / "my_ppo.py")
+    alone = shutil.copy(script.__file__, tmp_path / "my_ppo.py")
     flags = "--total-timesteps=128 --num-steps=64 --num-minibatches=2 --eval-episodes=3 --hidden-size=8"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
-        [sys.executable, copy, *flags.split()], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, alone, *flags.split()], env=environment, capture_output=True, text=True, timeout=300
     )
     assert (result.returncode, result.stderr) == (0, "")
     evaluation, checkpoint = result.stdout.splitlines()[-2:]
