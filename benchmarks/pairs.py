@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CARTPOLE, LANDER = "--env-id CartPole-v1", "--env-id LunarLanderContinuous-v3"
-SAME = "--num-steps 2048 --num-minibatches 8 --update-epochs 10 --eval-episodes 0"
+SAME = "--num-steps 2048 --num-minibatches 8 --update-epochs 10 --target-kl None --eval-episodes 0"
 VECTOR = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4 --eval-episodes 0"
 WORK = {  # arguments of our script, and of sb3_peer.py with SEED for the seed
     "solved": (f"ppo_discrete.py {CARTPOLE} --target-return 475 --eval-episodes 0", "zoo CartPole-v1 SEED 100000 475"),

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SOLVED = {"CartPole-v1": 475, "LunarLander-v3": 200, "LunarLanderContinuous-v3": 200, "BipedalWalker-v3": 300}
+SOLVED = {"CartPole-v1": 475, "LunarLander-v3": 200, "LunarLanderContinuous-v3": 200}
 
 
 def read(name):
@@ -36,12 +36,12 @@ def main(picture, *names):
         start, end = max(s[0][0] for s in seeds.values()), min(s[0][-1] for s in seeds.values())
         grid = np.linspace(start, end, 300)
         runs = np.array([np.interp(grid, *curve) for curve in seeds.values()])
-        axis.fill_between(grid, runs.min(0), runs.max(0), alpha=0.25, linewidth=0)
-        axis.plot(grid, np.median(runs, 0))
+        axis.fill_between(grid / 1000, runs.min(0), runs.max(0), alpha=0.25, linewidth=0)
+        axis.plot(grid / 1000, np.median(runs, 0))
         if env_id in SOLVED:
             axis.axhline(SOLVED[env_id], color="grey", linestyle=":", linewidth=1)
         axis.set_title(f"{env_id}, {len(seeds)} seeds", fontsize=10)
-        axis.set_xlabel(f"environment steps ({script})", fontsize=9)
+        axis.set_xlabel(f"thousand environment steps ({script})", fontsize=9)
         axis.grid(alpha=0.2)
     axes[0][0].set_ylabel("mean return of the last 20 episodes", fontsize=9)
     figure.tight_layout()

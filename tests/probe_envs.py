@@ -1,6 +1,7 @@
 """Tiny Gymnasium environments with known answers: --env-id probe_envs:NAME-v0, with this folder on the Python path."""
 
 import fcntl
+import itertools
 import os
 import signal
 import time
@@ -246,23 +247,39 @@ class NativeRecorder(gym.vector.SyncVectorEnv):
 
 
 class Accident(Recorder):
-    """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive; its 40th step is a $PROBE_ACCIDENT.
+    """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive, and that may have a $PROBE_ACCIDENT.
 
-    One environment of all that have the folder is to "raise" an error, "kill" its process or "hang".
+    One of all that have the folder is, in its 40th step, to "raise" an error, to "kill" its process or to "hang", or is
+    sent a SIGTERM in its "finaliser". The folder's file "made" has a line for each of them, "closed" for each closed.
     """
+
+    accident, numbers = os.environ.get("PROBE_ACCIDENT"), itertools.count()
 
     def __init__(self, **spaces):
         super().__init__(**spaces)
-        fcntl.flock(os.open(Path(os.environ["PROBE_FOLDER"], "alive"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+        self.folder, self.name = Path(os.environ["PROBE_FOLDER"]), f"{os.getpid()} {next(self.numbers)}"
+        fcntl.flock(os.open(self.folder / "alive", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
+        self.note("made")
+
+    def note(self, event):
+        with (self.folder / event).open("a") as file:
+            file.write(f"{self.name}\n")
 
     def step(self, action):
-        if len(self.log) == 40 and first_accident():
-            if os.environ["PROBE_ACCIDENT"] == "raise":
+        if len(self.log) == 40 and self.accident in ("raise", "kill", "hang") and first_accident():
+            if self.accident == "raise":
                 raise RuntimeError("an accident in step 40")
-            if os.environ["PROBE_ACCIDENT"] == "kill":
+            if self.accident == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
         return super().step(action)
+
+    def close(self):
+        self.note("closed")
+
+    def __del__(self):
+        if self.accident == "finaliser" and first_accident():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def first_accident():
@@ -274,7 +291,7 @@ def first_accident():
     return True
 
 
-if os.environ.get("PROBE_ACCIDENT") == "fork":  # a SIGTERM comes while the process forks
+if Accident.accident == "fork":  # a SIGTERM comes while the process forks
     os.register_at_fork(before=lambda: first_accident() and os.kill(os.getpid(), signal.SIGTERM))
 
 discrete, vector = ACTIONS["Discrete"], Box(-1, 1, (3,))

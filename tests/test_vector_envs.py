@@ -275,3 +275,14 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny, tmp_path, monkeypatch,
     assert_same_weights(resumed.state_dict(), whole.state_dict())
     assert returns[-len(last_returns) :] == last_returns
     assert read_scalars(cut) == read_scalars(folder)
+
+
+@discrete
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_every_environment_is_closed_at_the_end(tiny, monkeypatch, tmp_path, mode):
+    monkeypatch.setenv("PROBE_FOLDER", str(tmp_path))
+    flags = {"env_id": "probe_envs:Accident-v0", "checkpoint_interval": 2, "eval_episodes": 1}
+    ppo_vector.train(tiny(vectorization_mode=mode, **flags))
+    made, closed = (sorted((tmp_path / event).read_text().splitlines()) for event in ("made", "closed"))
+    assert len(made) > 10
+    assert made == closed

@@ -195,6 +195,11 @@ def test_a_run_is_not_resumed_by_another_number_of_processes(command, both, tiny
     assert set(checkpoint.parent.iterdir()) == files
 
 
+def heed_ctrl_c():
+    """Python ignores it where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start the script on the Accident, after the launcher's words; its output goes to the files out and err."""
@@ -205,10 +210,8 @@ def start(tmp_path):
         words = [*launcher, ROOT / "ppo_vector.py", *flags.split(), "--num-minibatches", "2", "--eval-episodes", "0"]
         env = ENV | {"PROBE_ACCIDENT": accident, "PROBE_FOLDER": str(tmp_path)}
         with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-            streams = {"stdout": out, "stderr": err}
-            process = subprocess.Popen(
-                [sys.executable, *words], env=env, cwd=tmp_path, start_new_session=True, **streams
-            )
+            options = {"stdout": out, "stderr": err, "start_new_session": True, "preexec_fn": heed_ctrl_c}
+            process = subprocess.Popen([sys.executable, *words], env=env, cwd=tmp_path, **options)
         processes.append(process)
         return process
 
@@ -284,9 +287,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_of_the_last_whole_iteration(
     assert len(read_scalars(checkpoint.parent)["losses/entropy"]) == 1
 
 
-def test_a_signal_while_environments_are_started_is_not_lost(start, anyone_alive):
-    """Python drops what a handler raises while the process forks."""
-    assert start("fork", "async").wait(30) == 128 + signal.SIGTERM
+@pytest.mark.parametrize("accident, mode", [("fork", "async"), ("finaliser", "sync")])
+def test_a_signal_at_a_moment_when_python_drops_errors_is_not_lost(start, anyone_alive, accident, mode):
+    assert start(accident, mode).wait(30) == 128 + signal.SIGTERM
     assert wait_until(lambda: not anyone_alive(), 5)
 
 
