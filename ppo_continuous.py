@@ -195,8 +195,8 @@ def make_env(env_id, video_folder=None, time_limit=None):
     low, high, bounded = space.low.ravel(), space.high.ravel(), np.isfinite(space.high.ravel() - space.low.ravel())
     middle, half = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
 
-    def to_env(action):
-        return np.minimum(np.maximum(middle + half * action, low), high).astype(space.dtype).reshape(space.shape)
+    def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported
+        return np.fmin(np.fmax(middle + half * action, low), high).astype(space.dtype).reshape(space.shape)
 
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)

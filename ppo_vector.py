@@ -250,8 +250,8 @@ def make_env(env_id, video_folder=None, time_limit=None):
         case _:
             raise BadInput(f"--env-id {env_id} has actions {space}: wrap them as Discrete, MultiDiscrete or float Box")
 
-    def to_env(action):
-        action = np.minimum(np.maximum(middle + half * action, low), high).astype(space.dtype)
+    def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported
+        action = np.fmin(np.fmax(middle + half * action, low), high).astype(space.dtype)
         return action.reshape(action.shape[:-1] + space.shape)[()]  # [()] makes a number of what has no dimension left
 
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
