@@ -599,6 +599,7 @@ def train(args):
                 if iteration % args.checkpoint_interval == 0:
                     writer.flush()
                     save_checkpoint(checkpoint, state)
+        envs.close()
         if rank == 0:
             save_checkpoint(checkpoint, state)
             if solved:
