@@ -193,7 +193,8 @@ def make_env(env_id, video_folder=None, time_limit=None):
         )
     # [-1, 1] is scaled to the bounds and clipped there; a dimension that lacks one is not scaled, only clipped.
     low, high, bounded = space.low.ravel(), space.high.ravel(), np.isfinite(space.high.ravel() - space.low.ravel())
-    middle, half = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
+    start, end = np.where(bounded, [low, high], [[-1], [1]])
+    middle, half = (start + end) / 2, (end - start) / 2
 
     def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported
         return np.fmin(np.fmax(middle + half * action, low), high).astype(space.dtype).reshape(space.shape)

@@ -245,14 +245,16 @@ def make_env(env_id, video_folder=None, time_limit=None):
                 space.high.ravel(),
                 np.isfinite(space.high.ravel() - space.low.ravel()),
             )
-            middle, half = np.where(bounded, (low + high) / 2, 0), np.where(bounded, (high - low) / 2, 1)
+            start, end = np.where(bounded, [low, high], [[-1], [1]])
+            middle, half = (start + end) / 2, (end - start) / 2
             agent_space = Box(-1, 1, low.shape)
         case _:
             raise BadInput(f"--env-id {env_id} has actions {space}: wrap them as Discrete, MultiDiscrete or float Box")
 
     def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported
         action = np.fmin(np.fmax(middle + half * action, low), high).astype(space.dtype)
-        return action.reshape(action.shape[:-1] + space.shape)[()]  # [()] makes a number of what has no dimension left
+        action = action.reshape(action.shape[:-1] + space.shape)
+        return action[()] if isinstance(space, Discrete) else action  # [()] makes a number of one without dimensions
 
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
