@@ -272,7 +272,7 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
     NEXT_STEP: the last observation of an episode is returned as such, and the next step, whose action is ignored and
     whose reward is 0, returns the first of the next episode. It is the one mode that all vector environments have.
     """
-    env = make_env(env_id, **kwargs)
+    env = make_env(env_id)
     mode = mode or ("vector_entry_point" if env.spec.vector_entry_point else "sync")
     if mode == "vector_entry_point":
         try:

@@ -60,9 +60,9 @@ def test_first_minibatch_has_ratio_1(update):
 @pytest.mark.parametrize(
     "flags",
     [
-        {},
-        {"norm_adv": False, "clip_coef": 0.1, "max_grad_norm": 100.0},
-        {"ent_coef": 0.3, "vf_coef": 2.0, "max_grad_norm": 0.05, "clip_coef": 0.4},
+        {"target_kl": None},
+        {"target_kl": None, "norm_adv": False, "clip_coef": 0.1, "max_grad_norm": 100.0},
+        {"target_kl": None, "ent_coef": 0.3, "vf_coef": 2.0, "max_grad_norm": 0.05, "clip_coef": 0.4},
     ],
 )
 def test_equals_a_textbook_update(agent, action_space, script, batch, update, flags):
