@@ -127,8 +127,9 @@ class ActorCritic(nn.Module):
         )
         self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
         self.critic = nn.Linear(hidden_size, 1)
-        for layer, gain in (*((layer, 2**0.5) for layer in self.backbone[::2]), (self.actor, 0.01), (self.critic, 1.0)):
-            nn.init.orthogonal_(layer.weight, gain)
+        gains = {self.actor: 0.01, self.critic: 1.0}
+        for layer in (*self.backbone[::2], *gains):
+            nn.init.orthogonal_(layer.weight, gains.get(layer, 2**0.5))
             nn.init.zeros_(layer.bias)
         self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
 
@@ -145,9 +146,10 @@ class ActorCritic(nn.Module):
         return logps.sum(-1), entropy.expand_as(values), values
 
     def sample_noise(self, rng, num_actions):
-        """Gaussian noise (num_actions, K): mean + std noise is a sample of the policy. Without rng 0."""
+        """Noise (num_actions, K) of the policy's Gaussian: mean + noise is a sample of it. Without rng 0."""
         shape = (num_actions, *self.action_dims)
-        return rng.standard_normal(shape, np.float32) if rng else np.zeros(shape, np.float32)
+        noise = rng.standard_normal(shape) if rng else np.zeros(shape)
+        return noise.astype(np.float32) * self.log_std.detach().exp().cpu().numpy()
 
     def behaviour(self):
         """Copy the policy to NumPy, where a step takes 10 us instead of 100.
@@ -155,8 +157,7 @@ class ActorCritic(nn.Module):
         Returns normalise(obs) -> inputs and act(inputs (obs_dim,), noise (K,)) -> action (K,).
         Raises NotImplementedError at a layer it does not know.
         """
-        (mean, std), log_std, layers = self.obs_stats.moments(), self.log_std.detach().cpu().numpy(), []
-        limit = 10 if self.obs_stats.count else math.inf  # without statistics observations stay as they are
+        (mean, std), used, layers = self.obs_stats.moments(), bool(self.obs_stats.count), []
         for layer in (*self.backbone, self.actor):
             if isinstance(layer, nn.Linear):
                 weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
@@ -167,12 +168,14 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            return np.minimum(np.maximum((obs - mean) / std, -limit), limit)  # np.clip takes 3 times as long
+            if not used:
+                return obs
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10)  # np.clip takes 3 times as long
 
         def act(inputs, noise):
             for layer in layers:
                 inputs = layer(inputs)
-            return inputs + np.exp(log_std) * noise
+            return inputs + noise
 
         return normalise, act
 
@@ -188,12 +191,10 @@ def make_env(env_id, video_folder=None, time_limit=None):
         raise BadInput(f"--env-id {env_id}: {error}") from error
     space = env.action_space
     if not isinstance(space, Box) or space.dtype.kind != "f" or 0 in space.shape:
-        raise BadInput(
-            f"--env-id {env_id} has actions {space}: use ppo_discrete.py for Discrete, wrap others as float Box"
-        )
+        raise BadInput(f"--env-id {env_id} has actions {space}: use ppo_discrete.py for Discrete, wrap others as Box")
     # [-1, 1] is scaled to the bounds and clipped there; a dimension that lacks one is not scaled, only clipped.
-    low, high, bounded = space.low.ravel(), space.high.ravel(), np.isfinite(space.high.ravel() - space.low.ravel())
-    start, end = np.where(bounded, [low, high], [[-1], [1]])
+    low, high = space.low.ravel(), space.high.ravel()
+    start, end = np.where(np.isfinite(high - low), [low, high], [[-1], [1]])
     middle, half = (start + end) / 2, (end - start) / 2
 
     def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported

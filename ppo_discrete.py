@@ -129,8 +129,9 @@ class ActorCritic(nn.Module):
         )
         self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
         self.critic = nn.Linear(hidden_size, 1)
-        for layer, gain in (*((layer, 2**0.5) for layer in self.backbone[::2]), (self.actor, 0.01), (self.critic, 1.0)):
-            nn.init.orthogonal_(layer.weight, gain)
+        gains = {self.actor: 0.01, self.critic: 1.0}
+        for layer in (*self.backbone[::2], *gains):
+            nn.init.orthogonal_(layer.weight, gains.get(layer, 2**0.5))
             nn.init.zeros_(layer.bias)
         self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
 
@@ -147,9 +148,10 @@ class ActorCritic(nn.Module):
         return logprobs, -(logps.exp() * logps).sum((-2, -1)), values
 
     def sample_noise(self, rng, num_actions):
-        """Gumbel noise (num_actions, K, n): argmax(logits + noise) is a sample of softmax(logits). Without rng 0."""
+        """Noise (num_actions, K, n) of Gumbel: argmax(logits + noise) is a sample of softmax(logits). Without rng 0."""
         shape = (num_actions, *self.action_dims)
-        return rng.gumbel(size=shape).astype(np.float32) if rng else np.zeros(shape, np.float32)
+        noise = rng.gumbel(size=shape) if rng else np.zeros(shape)
+        return noise.astype(np.float32) + self.mask.cpu().numpy()
 
     def behaviour(self):
         """Copy the policy to NumPy, where a step takes 10 us instead of 100.
@@ -157,8 +159,7 @@ class ActorCritic(nn.Module):
         Returns normalise(obs) -> inputs and act(inputs (obs_dim,), noise (K, n)) -> action (K,).
         Raises NotImplementedError at a layer it does not know.
         """
-        (mean, std), mask, layers = self.obs_stats.moments(), self.mask.cpu().numpy(), []
-        limit = 10 if self.obs_stats.count else math.inf  # without statistics observations stay as they are
+        (mean, std), used, layers = self.obs_stats.moments(), bool(self.obs_stats.count), []
         for layer in (*self.backbone, self.actor):
             if isinstance(layer, nn.Linear):
                 weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
@@ -169,12 +170,14 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            return np.minimum(np.maximum((obs - mean) / std, -limit), limit)  # np.clip takes 3 times as long
+            if not used:
+                return obs
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10)  # np.clip takes 3 times as long
 
         def act(inputs, noise):
             for layer in layers:
                 inputs = layer(inputs)
-            return (inputs.reshape(noise.shape) + mask + noise).argmax(-1)
+            return (inputs.reshape(noise.shape) + noise).argmax(-1)
 
         return normalise, act
 

@@ -123,13 +123,12 @@ class RunningMeanStd(nn.Module):
         return self  # stays on the CPU when the agent moves: NumPy reads it, and mps has no float64
 
     def update(self, rows):
-        """Merge in the moments of the rows (n, *shape) of every process (Chan, Golub & LeVeque 1979)."""
-        rows = torch.as_tensor(rows, dtype=torch.float64)
-        for mean, var, n in gather((rows.mean(0), rows.var(0, correction=0), len(rows))):
-            delta, total = mean - self.mean, self.count + n
-            self.var += (var - self.var + delta**2 * self.count / total) * n / total
-            self.mean += delta * n / total
-            self.count += n
+        """Merge in the moments of rows (n, *shape) (Chan, Golub & LeVeque 1979)."""
+        rows, n = torch.as_tensor(rows, dtype=torch.float64), len(rows)
+        delta, total = rows.mean(0) - self.mean, self.count + n
+        self.var += (rows.var(0, correction=0) - self.var + delta**2 * self.count / total) * n / total
+        self.mean += delta * n / total
+        self.count += n
 
     def moments(self):
         """Copies of mean and standard deviation: float32 arrays of the rows' shape."""
@@ -156,8 +155,9 @@ class ActorCritic(nn.Module):
         )
         self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
         self.critic = nn.Linear(hidden_size, 1)
-        for layer, gain in (*((layer, 2**0.5) for layer in self.backbone[::2]), (self.actor, 0.01), (self.critic, 1.0)):
-            nn.init.orthogonal_(layer.weight, gain)
+        gains = {self.actor: 0.01, self.critic: 1.0}
+        for layer in (*self.backbone[::2], *gains):
+            nn.init.orthogonal_(layer.weight, gains.get(layer, 2**0.5))
             nn.init.zeros_(layer.bias)
         self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
 
@@ -181,11 +181,13 @@ class ActorCritic(nn.Module):
         return logps.sum(-1), entropy.expand_as(values), values
 
     def sample_noise(self, rng, *shape):
-        """Noise (*shape, K, n) of Gumbel for discrete actions, (*shape, K) of Gauss for others. Without rng 0."""
+        """Noise of Gumbel (*shape, K, n) or of the policy's Gaussian (*shape, K), as in act. Without rng 0."""
         shape = (*shape, *self.action_dims)
-        if rng is None:
-            return np.zeros(shape, np.float32)
-        return (rng.gumbel(size=shape) if self.discrete else rng.standard_normal(shape)).astype(np.float32)
+        if self.discrete:
+            noise = rng.gumbel(size=shape) if rng else np.zeros(shape)
+            return noise.astype(np.float32) + self.mask.cpu().numpy()
+        noise = rng.standard_normal(shape) if rng else np.zeros(shape)
+        return noise.astype(np.float32) * self.log_std.detach().exp().cpu().numpy()
 
     def behaviour(self):
         """Copy the policy to NumPy, where a step takes 10 us instead of 100.
@@ -193,9 +195,7 @@ class ActorCritic(nn.Module):
         Returns normalise(obs) -> inputs and act(inputs (..., obs_dim), noise) -> action (..., K).
         Raises NotImplementedError at a layer it does not know.
         """
-        (mean, std), layers = self.obs_stats.moments(), []
-        spread = self.mask.cpu().numpy() if self.discrete else self.log_std.detach().exp().cpu().numpy()
-        limit = 10 if self.obs_stats.count else math.inf  # without statistics observations stay as they are
+        (mean, std), used, layers = self.obs_stats.moments(), bool(self.obs_stats.count), []
         for layer in (*self.backbone, self.actor):
             if isinstance(layer, nn.Linear):
                 weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
@@ -206,14 +206,14 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            return np.minimum(np.maximum((obs - mean) / std, -limit), limit)  # np.clip takes 3 times as long
+            if not used:
+                return obs
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10)  # np.clip takes 3 times as long
 
         def act(inputs, noise):
             for layer in layers:
                 inputs = layer(inputs)
-            if self.discrete:
-                return (inputs.reshape(noise.shape) + spread + noise).argmax(-1)
-            return inputs + spread * noise
+            return (inputs.reshape(noise.shape) + noise).argmax(-1) if self.discrete else inputs + noise
 
         return normalise, act
 
@@ -227,11 +227,7 @@ def make_env(env_id, video_folder=None, time_limit=None):
         env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except (gym.error.Error, ImportError) as error:
         raise BadInput(f"--env-id {env_id}: {error}") from error
-    space, (low, high, middle, half) = (
-        env.action_space,
-        (-np.inf, np.inf, np.ravel(getattr(env.action_space, "start", 0)), 1),
-    )
-    match space:
+    match space := env.action_space:
         case Discrete():
             agent_space = MultiDiscrete([space.n])
         case MultiDiscrete():
@@ -240,20 +236,19 @@ def make_env(env_id, video_folder=None, time_limit=None):
             agent_space = MultiDiscrete([2] * math.prod(space.shape))
         case Box() if space.dtype.kind == "f" and 0 not in space.shape:
             # [-1, 1] is scaled to the bounds and clipped there; a dimension that lacks one is not scaled, only clipped.
-            low, high, bounded = (
-                space.low.ravel(),
-                space.high.ravel(),
-                np.isfinite(space.high.ravel() - space.low.ravel()),
-            )
-            start, end = np.where(bounded, [low, high], [[-1], [1]])
+            low, high = space.low.ravel(), space.high.ravel()
+            start, end = np.where(np.isfinite(high - low), [low, high], [[-1], [1]])
             middle, half = (start + end) / 2, (end - start) / 2
             agent_space = Box(-1, 1, low.shape)
         case _:
             raise BadInput(f"--env-id {env_id} has actions {space}: wrap them as Discrete, MultiDiscrete or float Box")
 
-    def to_env(action):  # fmin and fmax, since a NaN would crash some environments before it is reported
-        action = np.fmin(np.fmax(middle + half * action, low), high).astype(space.dtype)
-        action = action.reshape(action.shape[:-1] + space.shape)
+    def to_env(action):
+        if isinstance(space, Box):  # fmin and fmax, since a NaN would crash some environments before it is reported
+            action = np.fmin(np.fmax(middle + half * action, low), high)
+        else:
+            action = action + np.ravel(getattr(space, "start", 0))
+        action = action.astype(space.dtype).reshape(action.shape[:-1] + space.shape)
         return action[()] if isinstance(space, Discrete) else action  # [()] makes a number of one without dimensions
 
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
@@ -336,22 +331,15 @@ def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
     if not finite.all():
         raise FloatingPointError(f"an observation or reward is NaN or Inf at step {steps[finite.all(-1).argmin()]}")
     # One forward pass for the whole rollout, not one a step.
-    obs_batch, action_batch = (
-        torch.as_tensor(x, device=agent.actor.weight.device) for x in (normalise(raw_obs), np.stack(actions))
-    )
+    batch = normalise(raw_obs), np.stack(actions)
+    obs_batch, action_batch = (torch.as_tensor(x, device=agent.actor.weight.device) for x in batch)
     with torch.no_grad():
         logprobs, _, values = agent.evaluate_actions(obs_batch[:-1], action_batch)
         _, last_values = agent(obs_batch[-1:])
     mean, std = agent.return_stats.moments()
     values = torch.cat([values, last_values]).cpu().numpy() * std + mean
-    rollout = {
-        "raw_obs": raw_obs[:-1],
-        "obs": obs_batch[:-1],
-        "actions": action_batch,
-        "logprobs": logprobs,
-        "valid": valid,
-    }
-    rollout |= {"values": values[:-1], "next_values": values[1:], "rewards": rewards}
+    rollout = {"raw_obs": raw_obs[:-1], "obs": obs_batch[:-1], "actions": action_batch, "logprobs": logprobs}
+    rollout |= {"values": values[:-1], "next_values": values[1:], "rewards": rewards, "valid": valid}
     rollout |= {"terminated": terminated, "truncated": truncated}
     return rollout, obs, ended, [(int(steps[t]), *episode) for t, *episode in episodes]
 
@@ -424,7 +412,8 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
         epoch = torch.cat(logratios[-args.num_minibatches :])
         if args.target_kl is not None and np.mean(gather((epoch.expm1() - epoch).mean().item())) > args.target_kl:
             break
-    losses, logratio = sum(gather(torch.stack(losses).cpu())).mean(0), torch.cat(gather(torch.cat(logratios).cpu()))
+    losses, logratios = zip(*gather((torch.stack(losses).cpu(), torch.cat(logratios).cpu())), strict=True)
+    losses, logratio = sum(losses).mean(0), torch.cat(logratios)
     names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
     return dict(zip(names, losses.tolist(), strict=True)) | {
         "losses/old_approx_kl": -logratio.mean().item(),  # mean of -log r; approx_kl, of (r - 1) - log r, varies less
@@ -455,15 +444,8 @@ def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
     state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
     state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
-    return copy.deepcopy(
-        state
-        | {
-            "world_size": dist.get_world_size() if dist.is_initialized() else 1,
-            "iteration": iteration,
-            "step": step,
-            "returns": episode_returns[-20:],
-        }
-    )
+    state |= {"world_size": dist.get_world_size() if dist.is_initialized() else 1}
+    return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
 
 
 def save_checkpoint(path, state):
@@ -574,14 +556,14 @@ def train(args):
             rollout, obs, ended, episodes = collect_rollout(envs, agent, obs, ended, args.num_steps, rng, step)
             transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
             advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
+            all_returns, all_episodes = zip(*gather((returns[rollout["valid"]], episodes)), strict=True)
             if args.norm_value:
-                agent.return_stats.update(returns[rollout["valid"]])
+                agent.return_stats.update(np.concatenate(all_returns))
             if args.norm_obs:
-                agent.obs_stats.update(rollout["raw_obs"][rollout["valid"]])
+                agent.obs_stats.update(np.concatenate(gather(rollout["raw_obs"][rollout["valid"]])))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
-            everyone = gather((int(rollout["valid"].sum()), episodes))
-            iteration, step = iteration + 1, step + sum(valid for valid, _ in everyone)
-            episodes = sorted(episode for _, episodes in everyone for episode in episodes)
+            iteration, step = iteration + 1, step + sum(map(len, all_returns))
+            episodes = sorted(itertools.chain(*all_episodes))
             if not all(map(math.isfinite, metrics.values())):
                 raise FloatingPointError(f"NaN or Inf in the update at step {step}: {metrics}")
 

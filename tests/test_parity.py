@@ -40,7 +40,6 @@ DELIBERATE = {
         "Args.update_epochs": "measured: fewer and larger steps cost less time",
         "Args.hidden_size": "measured: fewer and larger steps cost less time",
         "Args.__post_init__": "minibatches are cut from the rows of all environments",
-        "RunningMeanStd.update": "moments of all processes are merged",
         "ActorCritic": BOTH,
         "ActorCritic.__init__": BOTH,
         "ActorCritic.forward": BOTH,

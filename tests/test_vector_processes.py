@@ -49,12 +49,6 @@ class FixedOrder:
         return self.order
 
 
-def rows_of_both():
-    """Rows for statistics, of each process, thrice."""
-    rng = np.random.default_rng(1)
-    return [[rng.normal(100 * rank, 1 + rank, (n, 3)) for rank, n in enumerate(sizes)] for sizes in ((9, 1), (2, 50))]
-
-
 def update(name, rank=None):
     """Train an agent on the columns of a process, or, without rank, on those of both, in the same minibatches.
 
@@ -91,26 +85,25 @@ def update(name, rank=None):
 
 def work(folder):
     """What each of two processes does; it saves the results."""
-    rank, num_valid, ppo_update = int(os.environ["RANK"]), [], ppo_vector.ppo_update
+    rank, obs, targets, ppo_update = int(os.environ["RANK"]), [], [], ppo_vector.ppo_update
     init = partial(dist.init_process_group, rank=rank, world_size=2)
 
-    def counting(agent, optimizer, rollout, *rest):
-        num_valid.append(int(rollout["valid"].sum()))
-        return ppo_update(agent, optimizer, rollout, *rest)
+    def recording(agent, optimizer, rollout, advantages, returns, *rest):
+        obs.append(rollout["raw_obs"][rollout["valid"]])
+        targets.append(returns[rollout["valid"]])
+        return ppo_update(agent, optimizer, rollout, advantages, returns, *rest)
 
-    ppo_vector.ppo_update = counting
+    ppo_vector.ppo_update = recording
     agent, returns = ppo_vector.train(ppo_vector.Args(**RUN, log_dir=f"{folder}/whole"))
     ppo_vector.ppo_update = ppo_update
-    results = {"weights": agent.state_dict(), "returns": returns, "steps": sum(num_valid)}
+    results = {"weights": agent.state_dict(), "returns": returns}
+    results |= {"obs": np.concatenate(obs), "targets": np.concatenate(targets)}
 
     # torchrun's own store serves one group only.
     dist.init_process_group = partial(init, init_method=f"file://{folder}/store_of_half")
     ppo_vector.train(ppo_vector.Args(**RUN | {"total_timesteps": 300}, log_dir=f"{folder}/resumed"))
     init(init_method=f"file://{folder}/store_of_updates")
-    stats = ppo_vector.RunningMeanStd((3,))
-    for rows in rows_of_both():
-        stats.update(rows[rank])
-    results |= {"stats": stats.state_dict(), "updates": {name: update(name, rank) for name in UPDATES}}
+    results |= {"updates": {name: update(name, rank) for name in UPDATES}}
     dist.destroy_process_group()
     dist.init_process_group = partial(init, init_method=f"file://{folder}/store_of_resumed")
     (checkpoint,) = Path(folder, "resumed").glob("*/checkpoint.pt")
@@ -130,12 +123,12 @@ def both(tmp_path_factory):
 
 
 def test_statistics_cover_the_rows_of_both(both):
-    rows = np.concatenate([part for parts in rows_of_both() for part in parts])
-    stats, other = (result["stats"] for result in both.results)
-    np.testing.assert_allclose(stats["mean"], rows.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(stats["var"], rows.var(0), rtol=1e-12)
-    assert stats["count"] == len(rows)
-    assert_same_weights(stats, other)
+    for name, recorded in (("obs_stats", "obs"), ("return_stats", "targets")):
+        rows = np.concatenate([result[recorded] for result in both.results])
+        weights = both.results[0]["weights"]
+        np.testing.assert_allclose(weights[f"{name}.mean"], rows.mean(0), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(weights[f"{name}.var"], rows.var(0), rtol=1e-6)
+        assert weights[f"{name}.count"] == len(rows)
 
 
 @pytest.mark.parametrize("name", UPDATES)
@@ -164,7 +157,7 @@ def test_the_first_alone_writes_and_counts_the_steps_of_both(both):
     assert len(list((both.folder / "resumed").iterdir())) == 1
     assert both.out.count("checkpoint: ") == both.out.count("evaluation: ") == 3
     saved = ppo_vector.load_checkpoint(folder / "checkpoint.pt")
-    assert saved["step"] == sum(result["steps"] for result in both.results)
+    assert saved["step"] == sum(len(result["obs"]) for result in both.results)
     steps = [step for step, _ in read_scalars(folder)["losses/entropy"]]
     assert steps == sorted(set(steps))
     assert steps[-1] == saved["step"]
