@@ -393,11 +393,10 @@ def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return)
         print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
 
-def train(args):
-    """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate; with args.evaluate only evaluate.
+def prepare(args):
+    """Make the environment, the agent and its optimizer, new or as in the checkpoint args.resume or args.evaluate.
 
-    Returns the agent and its episode returns, a resumed run's with the last 20 of its checkpoint in front.
-    Raises BadInput before anything is written, FloatingPointError at a NaN or Inf.
+    Returns them and the iterations, steps and last episode returns that lie behind. Raises BadInput.
     """
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
@@ -412,18 +411,27 @@ def train(args):
         agent.to(args.device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
-    optimizer, iteration, step, episode_returns = make_optimizer(agent, args.learning_rate), 0, 0, []
-    if args.resume or args.evaluate:
-        saved = load_checkpoint(args.resume or args.evaluate, args)
-        agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
-        iteration, step, episode_returns = saved["iteration"], saved["step"], saved["returns"]
+    optimizer = make_optimizer(agent, args.learning_rate)
+    if not (args.resume or args.evaluate):
+        return env, agent, optimizer, 0, 0, []
+    saved = load_checkpoint(args.resume or args.evaluate, args)
+    if args.resume and saved["step"] >= args.total_timesteps:
+        raise BadInput(f"{args.resume} has done its {saved['step']} steps: raise --total-timesteps")
+    agent.load_state_dict(saved["agent"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return env, agent, optimizer, saved["iteration"], saved["step"], saved["returns"]
+
+
+def train(args):
+    """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate; with args.evaluate only evaluate.
+
+    Returns the agent and its episode returns, a resumed run's with the last 20 of its checkpoint in front.
+    Raises BadInput before anything is written, FloatingPointError at a NaN or Inf.
+    """
+    env, agent, optimizer, iteration, step, episode_returns = prepare(args)
     if args.evaluate:
         evaluate(agent, args, Path(args.evaluate).parent)
         return agent, episode_returns
-    if step >= args.total_timesteps:
-        raise BadInput(f"{args.resume} has done its {step} steps: raise --total-timesteps")
-
     checkpoint, writer = start_run(args, step)
     state, solved, mean_return, began, first_step = None, None, math.nan, time.perf_counter(), step
     try:
