@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2.0", "tyro>=1.0.17", "tensorboard>=2.18"]
+# dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
 # ///
 """PPO for one Gymnasium environment with Discrete, MultiDiscrete or MultiBinary actions.
 
