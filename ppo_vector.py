@@ -7,12 +7,13 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-It solves CartPole sooner than ppo_discrete.py, in more steps. From which it differs in vector environments, whose
-autoreset gives rows to leave out, in Gaussian actions beside discrete ones, and in the sums over torchrun's processes.
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures from
-them, because they measured better: value targets are normalised, since raw ones swamp the policy's gradient in the
-shared backbone; a truncated episode is bootstrapped from its last state; advantages are normalised, the learning rate
-falls to 0, long gradients are scaled down. `train`, at the bottom, is the algorithm: read it first.
+It solves CartPole sooner than ppo_discrete.py, though in more steps. It differs from that script in three things:
+vector environments, whose autoreset makes rows that are left out; Gaussian actions beside discrete ones; and sums over
+the processes of torchrun.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Beyond these,
+value targets are normalised, since raw ones swamp the policy's gradient in the shared backbone; a truncated episode is
+bootstrapped from its last state; advantages are normalised; long gradients are scaled down. `train`, at the bottom, is
+the algorithm: read it first.
 """
 
 import copy
@@ -52,7 +53,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # fixes weights, environment, actions and minibatches
     total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
-    learning_rate: float = 2e-3  # of Adam; 1e-4 to 1e-3
+    learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     num_envs: int = 16  # environments of each process
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: native where there is one
@@ -74,28 +75,29 @@ class Args:
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of the greedy episodes (pip install moviepy)
     checkpoint_interval: int = 50  # iterations between checkpoints; each cuts the episode in progress
-    resume: str | None = None  # checkpoint to train on from, with its saved flags where none are given
-    evaluate: str | None = None  # checkpoint to evaluate, without training
+    resume: str | None = None  # checkpoint to train on from; its flags are the defaults of the command line
+    evaluate: str | None = None  # checkpoint to evaluate, without training; likewise
     log_dir: str = "runs"  # parent of the run folders
-    device: str = "cpu"  # cpu, cuda or mps; cpu is fastest for networks this small
+    device: Literal["cpu", "cuda", "mps"] = "cpu"  # cpu is fastest for networks this small
     num_threads: int = 1  # CPU threads of torch; more slow down networks this small
     torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
 
     def __post_init__(self):
-        counts = "total_timesteps num_envs num_minibatches update_epochs hidden_size checkpoint_interval num_threads"
-        for rule, low, high, names in (
-            ("1 or more", 1, math.inf, counts),
-            ("0 or more", 0, 1e9, "seed ent_coef vf_coef eval_episodes"),
-            ("from 0 to 1", 0, 1, "gamma gae_lambda"),
-            ("above 0", 1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
+        counts = "total_timesteps num_envs num_minibatches update_epochs hidden_size checkpoint_interval"
+        for low, high, names in (
+            (1, 1e12, counts),
+            (1, 256, "num_threads"),
+            (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
+            (0, 1, "gamma gae_lambda"),
+            (1e-9, 1e9, "learning_rate clip_coef max_grad_norm target_kl"),
+            (-1e99, 1e99, "target_return"),
         ):
             for name in names.split():
                 if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
-                    raise ValueError(f"--{name.replace('_', '-')} must be {rule}, not {getattr(self, name)}")
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"--{flag} must be from {low:g} to {high:g}, not {getattr(self, name)}")
         if self.num_steps * self.num_envs < 4 * self.num_minibatches:  # up to half of the rows are ignored resets
-            raise ValueError(
-                f"--num-steps x --num-envs must be 4 or more for each of {self.num_minibatches} minibatches"
-            )
+            raise ValueError(f"--num-steps x --num-envs must be at least 4 x --num-minibatches {self.num_minibatches}")
         if self.resume and self.evaluate:
             raise ValueError("--resume trains and --evaluate does not: give one of them")
         if self.evaluate and not self.eval_episodes:
@@ -155,10 +157,10 @@ class ActorCritic(nn.Module):
         )
         self.actor = nn.Linear(hidden_size, math.prod(self.action_dims))
         self.critic = nn.Linear(hidden_size, 1)
-        gains = {self.actor: 0.01, self.critic: 1.0}
-        for layer in (*self.backbone[::2], *gains):
-            nn.init.orthogonal_(layer.weight, gains.get(layer, 2**0.5))
-            nn.init.zeros_(layer.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
+                nn.init.zeros_(layer.bias)
         self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
 
     def forward(self, obs):
@@ -181,7 +183,7 @@ class ActorCritic(nn.Module):
         return logps.sum(-1), entropy.expand_as(values), values
 
     def sample_noise(self, rng, *shape):
-        """Noise of Gumbel (*shape, K, n) or of the policy's Gaussian (*shape, K), as in act. Without rng 0."""
+        """What act adds to logits before argmax, (*shape, K, n), or to means, (*shape, K). Without rng no noise."""
         shape = (*shape, *self.action_dims)
         if self.discrete:
             noise = rng.gumbel(size=shape) if rng else np.zeros(shape)
@@ -190,7 +192,7 @@ class ActorCritic(nn.Module):
         return noise.astype(np.float32) * self.log_std.detach().exp().cpu().numpy()
 
     def behaviour(self):
-        """Copy the policy to NumPy, where a step takes 10 us instead of 100.
+        """Copy the policy to NumPy, where an action takes 16 us instead of 100 and more.
 
         Returns normalise(obs) -> inputs and act(inputs (..., obs_dim), noise) -> action (..., K).
         Raises NotImplementedError at a layer it does not know.
@@ -218,16 +220,12 @@ class ActorCritic(nn.Module):
         return normalise, act
 
 
-def make_env(env_id, video_folder=None, time_limit=None):
-    """Make an environment with flat observations, MultiDiscrete or Box actions and info["episode"], or BadInput.
+def adapt_actions(env_id, space):
+    """The space of the agent's actions, MultiDiscrete or Box, and the function from them to an environment's space.
 
-    time_limit, in steps, holds only where the id sets none.
+    The function takes actions (K,) or (N, K). Raises BadInput where the agent cannot act in the space.
     """
-    try:
-        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-    except (gym.error.Error, ImportError) as error:
-        raise BadInput(f"--env-id {env_id}: {error}") from error
-    match space := env.action_space:
+    match space:
         case Discrete():
             agent_space = MultiDiscrete([space.n])
         case MultiDiscrete():
@@ -249,10 +247,24 @@ def make_env(env_id, video_folder=None, time_limit=None):
         else:
             action = action + np.ravel(getattr(space, "start", 0))
         action = action.astype(space.dtype).reshape(action.shape[:-1] + space.shape)
-        return action[()] if isinstance(space, Discrete) else action  # [()] makes a number of one without dimensions
+        return action[()] if isinstance(space, Discrete) else action  # [()]: numbers, not arrays without dimensions
 
+    return agent_space, to_env
+
+
+def make_env(env_id, video_folder=None, time_limit=None):
+    """Make an environment with flat observations, MultiDiscrete or Box actions and info["episode"], or raise BadInput.
+
+    time_limit, in steps, holds only where the id sets none.
+    """
+    try:
+        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
+    except (gym.error.Error, ImportError) as error:
+        raise BadInput(f"--env-id {env_id}: {error}") from error
+    agent_space, to_env = adapt_actions(env_id, env.action_space)
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
+    # A text would become numbers of its characters, which nobody means.
     if not isinstance(env.observation_space, Box) or "Text(" in str(env.unwrapped.observation_space):
         raise BadInput(f"--env-id {env_id} has observations of no fixed size, or Text: wrap it to give a Box")
     if time_limit and env.spec.max_episode_steps is None:
@@ -266,6 +278,7 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
 
     NEXT_STEP: the last observation of an episode is returned as such, and the next step, whose action is ignored and
     whose reward is 0, returns the first of the next episode. It is the one mode that all vector environments have.
+    A native vector environment (vector_entry_point) has none of the wrappers of make_env.
     """
     env = make_env(env_id)
     mode = mode or ("vector_entry_point" if env.spec.vector_entry_point else "sync")
@@ -276,7 +289,8 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
             raise BadInput(f"--vectorization-mode {mode}: {error}") from error
         if len(envs.single_observation_space.shape) != 1:
             envs = gym.wrappers.vector.FlattenObservation(envs)
-        envs = gym.wrappers.vector.TransformAction(envs, env.get_wrapper_attr("func"), None, env.action_space)
+        agent_space, to_env = adapt_actions(env_id, envs.single_action_space)
+        envs = gym.wrappers.vector.TransformAction(envs, to_env, None, agent_space)
         envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     else:
         makes = [partial(make_env, env_id, **kwargs)] * num_envs
@@ -330,7 +344,7 @@ def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
     finite = np.isfinite(raw_obs[:-1]).all(-1) & np.isfinite(raw_obs[1:]).all(-1) & np.isfinite(rewards)
     if not finite.all():
         raise FloatingPointError(f"an observation or reward is NaN or Inf at step {steps[finite.all(-1).argmin()]}")
-    # One forward pass for the whole rollout, not one a step.
+    # Forward passes over the whole rollout, not one a step.
     batch = normalise(raw_obs), np.stack(actions)
     obs_batch, action_batch = (torch.as_tensor(x, device=agent.actor.weight.device) for x in batch)
     with torch.no_grad():
@@ -360,7 +374,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def make_optimizer(agent, learning_rate):
-    """Adam on one flat tensor that the agent's parameters become views of: a quarter less time for an update."""
+    """Adam on one flat tensor, of which the agent's parameters become views: an update takes a quarter less time."""
     parameters = list(agent.parameters())
     flat, sizes = nn.utils.parameters_to_vector(parameters).detach(), [p.numel() for p in parameters]
     flat.grad = torch.zeros_like(flat)
@@ -373,8 +387,9 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Minimise the PPO loss on a rollout (Schulman et al. 2017, equations 7 and 9), V and R normalised, c = clip_coef:
 
     L = -mean min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef mean (V - R)^2 / 2 - ent_coef mean H
-    with r = pi(a|s) / pi_old(a|s). The min is min(r A, A + c |A|), where A + c |A| stays the same all through.
-    Returns metrics, means over all minibatches.
+    with r = pi(a|s) / pi_old(a|s). The clipped term is the smaller one only beyond (1 + c) A where A > 0 and (1 - c) A
+    where A < 0, both of which are A + c |A|: so the min is min(r A, A + c |A|), whose second term never changes.
+    Returns metrics, means over all minibatches; explained_variance is that of the values before the update.
     """
     valid, device = rollout["valid"], agent.actor.weight.device
     everyone = gather(np.stack([advantages[valid], returns[valid], rollout["values"][valid]]))
@@ -401,12 +416,13 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             value_loss = 0.5 * (values - target).square().sum() / size
             entropy = entropy.sum() / size
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
-            optimizer.zero_grad(set_to_none=False)
+            flat.grad.zero_()  # optimizer.zero_grad() would part it from the parameters' gradients, views of it
             loss.backward()
             if dist.is_initialized():
                 dist.all_reduce(flat.grad)
             grad_norm = nn.utils.clip_grad_norm_(flat, args.max_grad_norm)
             optimizer.step()
+            # Of each process its part, since parts are summed below: of the norm, the same for all, an equal one.
             losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm / len(everyone)]).detach())
             logratios.append(logratio.detach())
         epoch = torch.cat(logratios[-args.num_minibatches :])
@@ -477,7 +493,7 @@ def start_run(args, step):
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
     except OSError as error:
-        raise BadInput(f"--log-dir {args.log_dir} cannot be written: {error}") from error
+        raise BadInput(f"{folder} cannot be written, see --log-dir and --exp-name: {error}") from error
     flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
     writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
     for summary in hparams(flags, {"eval/mean_return": 0}):
@@ -485,24 +501,31 @@ def start_run(args, step):
     return folder / "checkpoint.pt", writer
 
 
-def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return):
-    """Write an iteration's metrics to TensorBoard, and the status line: over itself on a terminal, else 20 in a run."""
+def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last):
+    """Write an iteration's metrics to TensorBoard and a status line, which overwrites itself on a terminal.
+
+    Elsewhere about 20 lines are printed in a run. The last line stays in any case.
+    """
     if episodes:
         _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
         metrics["charts/episodic_return_20"] = mean_return
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
-    if sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps / args.num_steps / args.num_envs / 20) == 0:
+    if (
+        last
+        or sys.stdout.isatty()
+        or iteration % math.ceil(args.total_timesteps / args.num_steps / args.num_envs / 20) == 0
+    ):
         done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
         status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
         status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
-        print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        print(f"{status:<79}", end="\r" if sys.stdout.isatty() and not last else "\n", flush=True)
 
 
 def prepare(args):
     """Make the environments, the agent and its optimizer, new or as in the checkpoint args.resume or args.evaluate.
 
-    Returns them and the iterations, steps and last episode returns that lie behind. Raises BadInput.
+    Returns them and the iterations, steps and last episode returns done so far. Raises BadInput.
     """
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
@@ -514,7 +537,7 @@ def prepare(args):
         raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
     agent = ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
     try:
-        if args.device == "cuda":
+        if args.device == "cuda" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         agent.to(args.device)
     except (RuntimeError, AssertionError) as error:
@@ -542,14 +565,16 @@ def train(args):
     envs, agent, optimizer, iteration, step, episode_returns = prepare(args)
     if args.evaluate:
         envs.close()
-        evaluate(agent, args, Path(args.evaluate).parent)
+        if rank == 0:
+            evaluate(agent, args, Path(args.evaluate).parent)
         return agent, episode_returns
     checkpoint, writer = start_run(args, step) if rank == 0 else (None, None)
     if world_size > 1:
         dist.init_process_group(timeout=timedelta(minutes=5))
-    state, solved, mean_return, began, first_step = None, None, math.nan, time.perf_counter(), step
+    mean_return = np.mean(episode_returns[-20:]) if episode_returns else math.nan
+    state, solved, last, began, first_step = None, None, False, time.perf_counter(), step
     try:
-        while step < args.total_timesteps and not solved:
+        while not last:
             rng = np.random.default_rng([args.seed, iteration, rank])
             if step == first_step or iteration % args.checkpoint_interval == 0:
                 # A resumed run must begin new episodes, so every run does after a checkpoint, and the two stay equal.
@@ -558,8 +583,8 @@ def train(args):
                 seeds = rng.integers(2**31, size=args.num_envs).tolist()  # a native vector environment takes but one
                 obs, _ = envs.reset(seed=seeds if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv)) else seeds[0])
                 ended = np.zeros(args.num_envs, bool)
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
+            learning_rate = args.learning_rate * (1 - step / args.total_timesteps if args.anneal_lr else 1)
+            optimizer.param_groups[0]["lr"] = learning_rate
 
             rollout, obs, ended, episodes = collect_rollout(envs, agent, obs, ended, args.num_steps, rng, step)
             transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
@@ -573,7 +598,8 @@ def train(args):
             iteration, step = iteration + 1, step + sum(map(len, all_returns))
             episodes = sorted(itertools.chain(*all_episodes))
             if not all(map(math.isfinite, metrics.values())):
-                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {metrics}")
+                names = [name for name, value in metrics.items() if not math.isfinite(value)]
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {', '.join(names)}")
 
             for last_step, episode_return, _ in episodes:
                 episode_returns.append(episode_return)
@@ -581,12 +607,13 @@ def train(args):
                 reached = args.target_return is not None and mean_return >= args.target_return
                 if reached and len(episode_returns) >= 20 and not solved:
                     solved = f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {last_step}"
-            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            last = step >= args.total_timesteps or solved is not None
+            metrics["charts/learning_rate"] = learning_rate
             metrics["charts/SPS"] = (step - first_step) / (time.perf_counter() - began)
             if iteration % args.checkpoint_interval == 0 and len(set(gather(agent.critic.weight.sum().item()))) > 1:
                 raise RuntimeError(f"the processes' weights differ at step {step}")
             if rank == 0:
-                log_iteration(writer, args, iteration, step, metrics, episodes, mean_return)
+                log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last)
                 state = checkpoint_state(agent, optimizer, args, iteration, step, episode_returns)
                 if iteration % args.checkpoint_interval == 0:
                     writer.flush()
@@ -619,9 +646,10 @@ def train(args):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
-        paths = [path for flag, path in itertools.pairwise(words) if flag in ("--resume", "--evaluate")]
-        train(tyro.cli(Args, default=Args(**load_checkpoint(paths[0])["args"]) if paths else Args()))
+        args = tyro.cli(Args)
+        if args.resume or args.evaluate:  # its flags are the defaults for those that are given
+            args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume or args.evaluate)["args"]))
+        train(args)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)

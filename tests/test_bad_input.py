@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, load_script, once_per_script
 
+NO_DEVICE = "mps" if torch.cuda.is_available() else "cuda"
 USAGE = {
     "--batch-size 64": ["--batch-size"],
     "--learning-rate 0": ["--learning-rate must be", "not 0"],
@@ -31,6 +32,10 @@ USAGE = {
     "--hidden-size 0": ["--hidden-size"],
     "--checkpoint-interval 0": ["--checkpoint-interval"],
     "--num-threads 0": ["--num-threads"],
+    "--num-threads 100000": ["--num-threads must be from 1 to 256"],
+    "--target-return nan": ["--target-return"],
+    "--device no-such-device": ["--device", "cpu", "cuda", "mps"],
+    "--resume --total-timesteps 5": ["--resume"],
     "--seed -1": ["--seed"],
     "--eval-episodes -1": ["--eval-episodes"],
     "--resume": ["--resume"],
@@ -51,7 +56,7 @@ REFUSED = {
     "--env-id probe_envs:ActTuple-v0": ["actions Tuple", "wrap"],
     "--env-id probe_envs:ActIntegerBox-v0": ["actions Box", "int64", "wrap"],
     "--env-id probe_envs:Recorder{family}-v0 --capture-video --total-timesteps 1": ["--capture-video", "render"],
-    "--device no-such-device": ["--device no-such-device", "--device cpu"],
+    f"--device {NO_DEVICE}": [f"--device {NO_DEVICE}", "--device cpu"],
     "--log-dir {file}/runs": ["--log-dir"],
     **{
         f"--{flag} {{{name}}}": ["{" + name + "}", *words]

@@ -175,6 +175,15 @@ def test_resumed_for_longer(resume, whole, tmp_path):
     assert load(folder)["args"]["total_timesteps"] == 400
 
 
+def test_resumed_with_other_flags(resume, whole, tmp_path):
+    folder = shutil.copytree(whole.folder, tmp_path / whole.folder.name)
+    result = resume(folder, "--total-timesteps", 400, "--learning-rate", 0.02, "--no-anneal-lr", "--num-steps", 33)
+    assert "nan" not in result.out  # the mean return is that of the episodes before, until others end
+    rates = [rate for step, rate in read_scalars(folder)["charts/learning_rate"] if step > load(whole.folder)["step"]]
+    assert rates == pytest.approx([0.02] * len(rates))
+    assert rates
+
+
 def test_nan_in_mid_run_keeps_the_last_checkpoint(command, flags, trouble):
     trouble("170 reward nan")
     failed = command(*flags, "--log-dir", "runs")
@@ -226,17 +235,22 @@ def test_solved_run_stops_early_and_says_when(command, flags):
 
 def test_not_on_a_terminal_at_most_20_status_lines(command, flags):
     result = command(*flags, "--log-dir", "runs", "--total-timesteps", 32 * 47, "--update-epochs", 1)
-    assert 10 <= len([line for line in result.out.splitlines() if re.fullmatch(STATUS, line)]) <= 20
+    status = [line for line in result.out.splitlines() if re.fullmatch(STATUS, line)]
+    assert 10 <= len(status) <= 20
+    assert status[-1].startswith("100%")
 
 
 def test_on_a_terminal_one_line_is_written_over_itself(script, tiny, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     script.train(tiny(total_timesteps=16 * 30, update_epochs=1, eval_episodes=3))
     out = capsys.readouterr().out
-    *status, last = out.split("\r")
-    assert len(status) >= 30
+    *status, end = out.split("\r")
+    assert len(status) >= 29
     assert "\n" not in "".join(status)
-    assert re.fullmatch(f"{EVALUATION}\n{CHECKPOINT}\n", last.lstrip())
+    last, evaluation, checkpoint = end.splitlines()
+    assert last.startswith("100%")
+    assert re.fullmatch(EVALUATION, evaluation)
+    assert re.fullmatch(CHECKPOINT, checkpoint)
 
 
 @pytest.mark.parametrize("env_id, start", [("CartPole-v1", "CartPole-v1"), (None, "probe_envs_probe_Recorder")])
