@@ -44,10 +44,10 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # fixes weights, environment, actions and minibatches
     total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
-    learning_rate: float = 1e-3  # of Adam; 1e-4 to 3e-3
+    learning_rate: float = 1.5e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     num_steps: int = 1024  # steps of a rollout; 512 to 4096
-    num_minibatches: int = 8  # minibatches of an epoch
+    num_minibatches: int = 4  # minibatches of an epoch
     update_epochs: int = 10  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1

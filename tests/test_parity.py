@@ -21,7 +21,7 @@ DELIBERATE = {
         "Args.env_id": "an environment with Box actions",
         "Args.learning_rate": "measured: Gaussian policies take smaller steps",
         "Args.num_steps": "measured: and longer rollouts",
-        "Args.num_minibatches": "minibatches of 128 rows, as in ppo_discrete.py",
+        "Args.num_minibatches": "measured: and smaller minibatches",
         "Args.target_kl": "measured: without it the standard deviation shrinks too early",
         "Args.checkpoint_interval": "as many steps, of longer rollouts",
         "Args.norm_obs": "observations of such environments differ in scale",
@@ -37,7 +37,6 @@ DELIBERATE = {
     "ppo_vector": {
         "Args.num_steps": "a rollout is as many steps in each of several environments",
         "Args.learning_rate": "measured: fewer and larger steps cost less time",
-        "Args.num_minibatches": "measured: fewer and larger steps cost less time",
         "Args.update_epochs": "measured: fewer and larger steps cost less time",
         "Args.hidden_size": "measured: fewer and larger steps cost less time",
         "Args.__post_init__": "minibatches are cut from the rows of all environments",
