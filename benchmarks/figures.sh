@@ -17,8 +17,8 @@ learn() {
     grid lunarlandercontinuous ppo_continuous.py --env-ids LunarLanderContinuous-v3 "${five[@]}" \
         --total-timesteps 300000 --eval-episodes 100
     grid mountaincar ppo_continuous.py --env-ids MountainCarContinuous-v0 "${five[@]}" --eval-episodes 100
-    grid mountaincar_512 ppo_continuous.py --env-ids MountainCarContinuous-v0 "${five[@]}" --eval-episodes 100 \
-        --num-steps 512 --num-minibatches 4
+    grid mountaincar_entropy ppo_continuous.py --env-ids MountainCarContinuous-v0 "${five[@]}" --eval-episodes 100 \
+        --ent-coef 0.5 --learning-rate 1e-3
     grid bipedalwalker ppo_continuous.py --env-ids BipedalWalker-v3 --seeds 1 2 3 -- --total-timesteps 1000000 \
         --learning-rate 3e-4 --num-minibatches 8 --hidden-size 64 --target-kl None --eval-episodes 100
     grid halfcheetah ppo_continuous.py --env-ids HalfCheetah-v5 --seeds 1 2 3 -- --total-timesteps 1000000 \
