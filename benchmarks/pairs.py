@@ -35,6 +35,7 @@ WORK = {  # what is measured, and against what; sb3_peer.py runs in SB3's enviro
     ),
     "speed_vector": (f"ppo_vector.py {CARTPOLE} {CLEANRL} --seed SEED", "sb3_peer.py vector CartPole-v1 SEED 30000"),
     "torchrun": (f"{TORCHRUN} {DISTRIBUTED} 200000", f"{DISTRIBUTED} 100000"),
+    "torchrun_256": (f"{TORCHRUN} {DISTRIBUTED} 400000 --num-steps 256", f"{DISTRIBUTED} 200000 --num-steps 256"),
 }
 
 
