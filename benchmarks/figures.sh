@@ -29,10 +29,6 @@ learn() {
     grid vector_bipedalwalker ppo_vector.py --env-ids BipedalWalker-v3 --seeds 1 --processes 2 --jobs 1 -- \
         --total-timesteps 2000000 --num-envs 1 --num-steps 2048 --num-minibatches 16 --update-epochs 10 \
         --learning-rate 3e-4 --ent-coef 0 --norm-obs --eval-episodes 100
-    grid lunarlandercontinuous_raw ppo_continuous.py --env-ids LunarLanderContinuous-v3 "${five[@]}" \
-        --total-timesteps 300000 --no-norm-obs --eval-episodes 100
-    grid lunarlandercontinuous_no_kl ppo_continuous.py --env-ids LunarLanderContinuous-v3 "${five[@]}" \
-        --total-timesteps 300000 --target-kl None --eval-episodes 100
 }
 
 clock() {
