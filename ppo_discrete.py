@@ -72,9 +72,8 @@ class Args:
     torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
 
     def __post_init__(self):
-        counts = "total_timesteps num_minibatches update_epochs hidden_size checkpoint_interval"
         for low, high, names in (
-            (1, 1e12, counts),
+            (1, 1e12, "total_timesteps num_minibatches update_epochs hidden_size checkpoint_interval"),
             (1, 256, "num_threads"),
             (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
             (0, 1, "gamma gae_lambda"),
@@ -87,10 +86,8 @@ class Args:
                     raise ValueError(f"--{flag} must be from {low:g} to {high:g}, not {getattr(self, name)}")
         if self.num_steps < 2 * self.num_minibatches:
             raise ValueError(f"--num-steps must be at least 2 x --num-minibatches {self.num_minibatches}")
-        if self.resume and self.evaluate:
-            raise ValueError("--resume trains and --evaluate does not: give one of them")
-        if self.evaluate and not self.eval_episodes:
-            raise ValueError("--evaluate needs --eval-episodes 1 or more")
+        if self.evaluate and (self.resume or not self.eval_episodes):
+            raise ValueError("--evaluate goes without --resume, which trains, and with --eval-episodes 1 or more")
 
 
 class RunningMeanStd(nn.Module):
@@ -339,9 +336,9 @@ def evaluate(agent, args, folder):
 def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
     versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
-    state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
-    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
-    return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
+    state = {"versions": versions, "args": asdict(args) | {"resume": None}, "iteration": iteration, "step": step}
+    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "returns": episode_returns[-20:]}
+    return copy.deepcopy(state)
 
 
 def save_checkpoint(path, state):
@@ -350,19 +347,13 @@ def save_checkpoint(path, state):
     os.replace(f"{path}.tmp", path)
 
 
-def load_checkpoint(path, args=None):
-    """Read a checkpoint, or raise BadInput: unreadable, of another script, or not of args' environment and size."""
+def load_checkpoint(path):
+    """Read a checkpoint, its args as Args, or raise BadInput: unreadable, or of a script with other flags."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        script, saved = state["script"], state["args"]
+        return state | {"args": Args(**state["args"])}
     except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
-        raise BadInput(f"{path} is not a readable checkpoint.pt ({type(error).__name__})") from error
-    if script != Path(__file__).name:
-        raise BadInput(f"{path} was written by {script}: use that script")
-    for name in ("env_id", "hidden_size") if args else ():
-        if saved[name] != getattr(args, name):
-            raise BadInput(f"{path} has {name} {saved[name]}, not {getattr(args, name)}: leave that flag out")
-    return state
+        raise BadInput(f"{path} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
 
 
 def start_run(args, step):
@@ -419,10 +410,14 @@ def prepare(args):
     optimizer = make_optimizer(agent, args.learning_rate)
     if not (args.resume or args.evaluate):
         return env, agent, optimizer, 0, 0, []
-    saved = load_checkpoint(args.resume or args.evaluate, args)
+    saved = load_checkpoint(path := args.resume or args.evaluate)
     if args.resume and saved["step"] >= args.total_timesteps:
         raise BadInput(f"{args.resume} has done its {saved['step']} steps: raise --total-timesteps")
-    agent.load_state_dict(saved["agent"])
+    try:
+        agent.load_state_dict(saved["agent"])
+    except RuntimeError as error:
+        where = f"--env-id {saved['args'].env_id} --hidden-size {saved['args'].hidden_size}"
+        raise BadInput(f"{path} holds the weights of another network: it was trained with {where}") from error
     optimizer.load_state_dict(saved["optimizer"])
     return env, agent, optimizer, saved["iteration"], saved["step"], saved["returns"]
 
@@ -460,9 +455,8 @@ def train(args):
                 agent.obs_stats.update(rollout["raw_obs"])
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             iteration, step = iteration + 1, step + args.num_steps
-            if not all(map(math.isfinite, metrics.values())):
-                names = [name for name, value in metrics.items() if not math.isfinite(value)]
-                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {', '.join(names)}")
+            if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {', '.join(broken)}")
 
             for last_step, episode_return, _ in episodes:
                 episode_returns.append(episode_return)
@@ -500,7 +494,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args)
         if args.resume or args.evaluate:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume or args.evaluate)["args"]))
+            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
         train(args)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,10 +20,10 @@ import copy
 import importlib.util
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -83,9 +83,8 @@ class Args:
     torch_deterministic: bool = True  # let cuDNN use deterministic algorithms only
 
     def __post_init__(self):
-        counts = "total_timesteps num_envs num_minibatches update_epochs hidden_size checkpoint_interval"
         for low, high, names in (
-            (1, 1e12, counts),
+            (1, 1e12, "total_timesteps num_envs num_minibatches update_epochs hidden_size checkpoint_interval"),
             (1, 256, "num_threads"),
             (0, 1e9, "seed ent_coef vf_coef eval_episodes"),
             (0, 1, "gamma gae_lambda"),
@@ -98,10 +97,8 @@ class Args:
                     raise ValueError(f"--{flag} must be from {low:g} to {high:g}, not {getattr(self, name)}")
         if self.num_steps * self.num_envs < 4 * self.num_minibatches:  # up to half of the rows are ignored resets
             raise ValueError(f"--num-steps x --num-envs must be at least 4 x --num-minibatches {self.num_minibatches}")
-        if self.resume and self.evaluate:
-            raise ValueError("--resume trains and --evaluate does not: give one of them")
-        if self.evaluate and not self.eval_episodes:
-            raise ValueError("--evaluate needs --eval-episodes 1 or more")
+        if self.evaluate and (self.resume or not self.eval_episodes):
+            raise ValueError("--evaluate goes without --resume, which trains, and with --eval-episodes 1 or more")
 
 
 def gather(x):
@@ -303,24 +300,19 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
 
 
 def start_workers(makes):
-    """An AsyncVectorEnv. A signal during a fork would be lost, so it waits; workers leave Ctrl-C to this process."""
-    pid, signals = os.getpid(), []
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    """An AsyncVectorEnv. Workers never see Ctrl-C, nor SIGTERM until they are up: a signal in a fork would be lost."""
 
     def in_worker(make):
-        if os.getpid() != pid:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if multiprocessing.parent_process():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return make()
 
-    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return AsyncVectorEnv([partial(in_worker, make) for make in makes], autoreset_mode=AutoresetMode.NEXT_STEP)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in signals:
-            signal.raise_signal(number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
@@ -461,10 +453,10 @@ def evaluate(agent, args, folder):
 def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
     """Copy of all that a run needs to go on. Noise and shuffles come from (seed, iteration): no RNG state to save."""
     versions = {"torch": str(torch.__version__), "gymnasium": gym.__version__, "numpy": np.__version__}
-    state = {"script": Path(__file__).name, "versions": versions, "args": asdict(args) | {"resume": None}}
-    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"versions": versions, "args": asdict(args) | {"resume": None}, "iteration": iteration, "step": step}
+    state |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "returns": episode_returns[-20:]}
     state |= {"world_size": dist.get_world_size() if dist.is_initialized() else 1}
-    return copy.deepcopy(state | {"iteration": iteration, "step": step, "returns": episode_returns[-20:]})
+    return copy.deepcopy(state)
 
 
 def save_checkpoint(path, state):
@@ -473,19 +465,13 @@ def save_checkpoint(path, state):
     os.replace(f"{path}.tmp", path)
 
 
-def load_checkpoint(path, args=None):
-    """Read a checkpoint, or raise BadInput: unreadable, of another script, or not of args' environment and size."""
+def load_checkpoint(path):
+    """Read a checkpoint, its args as Args, or raise BadInput: unreadable, or of a script with other flags."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        script, saved = state["script"], state["args"]
+        return state | {"args": Args(**state["args"])}
     except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
-        raise BadInput(f"{path} is not a readable checkpoint.pt ({type(error).__name__})") from error
-    if script != Path(__file__).name:
-        raise BadInput(f"{path} was written by {script}: use that script")
-    for name in ("env_id", "hidden_size") if args else ():
-        if saved[name] != getattr(args, name):
-            raise BadInput(f"{path} has {name} {saved[name]}, not {getattr(args, name)}: leave that flag out")
-    return state
+        raise BadInput(f"{path} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
 
 
 def start_run(args, step):
@@ -548,12 +534,16 @@ def prepare(args):
     optimizer = make_optimizer(agent, args.learning_rate)
     if not (args.resume or args.evaluate):
         return envs, agent, optimizer, 0, 0, []
-    saved = load_checkpoint(args.resume or args.evaluate, args)
+    saved = load_checkpoint(path := args.resume or args.evaluate)
     if args.resume and saved["step"] >= args.total_timesteps:
         raise BadInput(f"{args.resume} has done its {saved['step']} steps: raise --total-timesteps")
-    if args.resume and saved["world_size"] != int(os.environ.get("WORLD_SIZE", 1)):
-        raise BadInput(f"{args.resume} was trained by {saved['world_size']} processes: resume it with as many")
-    agent.load_state_dict(saved["agent"])
+    if args.resume and (processes := saved.get("world_size", 1)) != int(os.environ.get("WORLD_SIZE", 1)):
+        raise BadInput(f"{args.resume} was trained by {processes} processes: resume it with as many")
+    try:
+        agent.load_state_dict(saved["agent"])
+    except RuntimeError as error:
+        where = f"--env-id {saved['args'].env_id} --hidden-size {saved['args'].hidden_size}"
+        raise BadInput(f"{path} holds the weights of another network: it was trained with {where}") from error
     optimizer.load_state_dict(saved["optimizer"])
     return envs, agent, optimizer, saved["iteration"], saved["step"], saved["returns"]
 
@@ -600,9 +590,8 @@ def train(args):
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             iteration, step = iteration + 1, step + sum(map(len, all_returns))
             episodes = sorted(itertools.chain(*all_episodes))
-            if not all(map(math.isfinite, metrics.values())):
-                names = [name for name, value in metrics.items() if not math.isfinite(value)]
-                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {', '.join(names)}")
+            if broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
+                raise FloatingPointError(f"NaN or Inf in the update at step {step}: {', '.join(broken)}")
 
             for last_step, episode_return, _ in episodes:
                 episode_returns.append(episode_return)
@@ -651,7 +640,7 @@ if __name__ == "__main__":
     try:
         args = tyro.cli(Args)
         if args.resume or args.evaluate:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume or args.evaluate)["args"]))
+            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
         train(args)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -68,15 +68,14 @@ REFUSED = {
             "truncated": ["not a readable checkpoint"],
             "garbage": ["not a readable checkpoint"],
             "pickled": ["not a readable checkpoint"],
-            "other": ["{other_script}.py"],
         }.items()
     },
     "--resume={truncated}": ["not a readable checkpoint"],
     "--resume {finished}": ["has done its", "--total-timesteps"],
-    "--resume {finished} --total-timesteps 1000 --env-id {default_env}": ["env_id", "{default_env}"],
-    "--resume {finished} --total-timesteps 1000 --hidden-size 9": ["hidden_size 8", "9"],
-    "--evaluate {finished} --env-id {default_env}": ["env_id", "{default_env}"],
-    "--evaluate {finished} --hidden-size 9": ["hidden_size 8", "9"],
+    "--resume {finished} --total-timesteps 1000 --env-id {default_env}": ["another network", "Recorder{family}-v0"],
+    "--resume {finished} --total-timesteps 1000 --hidden-size 9": ["another network", "--hidden-size 8"],
+    "--evaluate {finished} --env-id {default_env}": ["another network", "Recorder{family}-v0"],
+    "--evaluate {finished} --hidden-size 9": ["another network", "--hidden-size 8"],
 }
 
 
@@ -104,7 +103,7 @@ def finished_run(script, family, folder):
 def names(script, family, tmp_path_factory):
     """What stands for the {names} in the command lines: files, good and bad, and facts of the script."""
     folder = tmp_path_factory.mktemp("files")
-    other = next(name for name in SCRIPTS if name != script.__name__)
+    other = {"ppo_discrete": "ppo_continuous", "ppo_continuous": "ppo_vector"}.get(script.__name__, "ppo_discrete")
     files = {name: folder / name for name in ("missing", "folder", "file", "empty", "truncated", "garbage", "pickled")}
     files["finished"] = finished_run(script, family, folder / "own")
     files["other"] = finished_run(load_script(other), SCRIPTS[other][0], folder / "others")
@@ -114,7 +113,7 @@ def names(script, family, tmp_path_factory):
     files["truncated"].write_bytes(files["finished"].read_bytes()[:3000])
     files["garbage"].write_bytes(np.random.default_rng(0).bytes(3000))
     torch.save({"weights": torch.zeros(2)}, files["pickled"])
-    facts = {"family": family, "other_script": other, "default_env": script.Args().env_id, "all": folder}
+    facts = {"family": family, "default_env": script.Args().env_id, "all": folder}
     return files | facts | dict(zip(("foreign", "fitting"), FOREIGN[script.__name__], strict=True))
 
 
@@ -151,6 +150,14 @@ def test_what_cannot_work_is_refused_in_one_line(complaint, names, line, words):
     assert re.fullmatch(r"error: .+\n", message)
     for word in words:
         assert word.format(**names) in message
+
+
+@pytest.mark.parametrize("flag", ["resume", "evaluate"])
+def test_checkpoint_of_another_script(complaint, names, script, flag):
+    if script.__name__ == "ppo_vector":
+        pytest.skip("it takes those of ppo_discrete.py, for it has all of its flags and actions")
+    words = {"ppo_discrete": "use ppo_continuous.py", "ppo_continuous": "not a readable checkpoint.pt of this script"}
+    assert words[script.__name__] in complaint(f"--{flag} {{other}}")
 
 
 def test_video_without_moviepy(complaint, monkeypatch):
