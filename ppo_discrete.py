@@ -16,7 +16,6 @@ the algorithm: read it first.
 import copy
 import importlib.util
 import math
-import os
 import signal
 import sys
 import time
@@ -170,9 +169,8 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            if not used:
-                return obs
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10)  # np.clip takes 3 times as long
+            # np.clip takes 3 times as long.
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if used else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -192,18 +190,15 @@ def make_env(env_id, video_folder=None, time_limit=None):
     except (gym.error.Error, ImportError) as error:
         raise BadInput(f"--env-id {env_id}: {error}") from error
     match space := env.action_space:
-        case Discrete():
-            nvec = [space.n]
-        case MultiDiscrete():
-            nvec = space.nvec.ravel()
+        case Discrete(n=choices) | MultiDiscrete(nvec=choices):
+            nvec = np.ravel(choices)
         case MultiBinary():
             nvec = [2] * math.prod(space.shape)
         case _:
             raise BadInput(f"--env-id {env_id} has actions {space}: use ppo_continuous.py for float Box, wrap others")
 
     def to_env(action):
-        action = (getattr(space, "start", 0) + action.reshape(space.shape)).astype(space.dtype)
-        return action if space.shape else action.item()
+        return (getattr(space, "start", 0) + action.reshape(space.shape)).astype(space.dtype)[()]  # [()]: a number
 
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
@@ -344,7 +339,7 @@ def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
 def save_checkpoint(path, state):
     """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
     torch.save(state, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    Path(f"{path}.tmp").replace(path)
 
 
 def load_checkpoint(path):
@@ -373,10 +368,7 @@ def start_run(args, step):
 
 
 def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last):
-    """Write an iteration's metrics to TensorBoard and a status line, which overwrites itself on a terminal.
-
-    Elsewhere about 20 lines are printed in a run. The last line stays in any case.
-    """
+    """Write metrics to TensorBoard and a status line: over itself on a terminal, elsewhere about 20 lines in a run."""
     if episodes:
         _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
         metrics["charts/episodic_return_20"] = mean_return
@@ -397,17 +389,14 @@ def prepare(args):
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    if args.capture_video and not importlib.util.find_spec("moviepy"):
-        raise BadInput("--capture-video needs moviepy: pip install moviepy")
+    if not getattr(torch, args.device).is_available():
+        raise BadInput(f"--device {args.device} is not available here: use --device cpu")
     env = make_env(args.env_id)
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", ()):
-        raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
+    can_film = importlib.util.find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
+    if args.capture_video and not can_film:
+        raise BadInput("--capture-video needs moviepy (pip install moviepy) and an environment that renders rgb_array")
     agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
-    try:
-        agent.to(args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
-    optimizer = make_optimizer(agent, args.learning_rate)
+    optimizer = make_optimizer(agent.to(args.device), args.learning_rate)
     if not (args.resume or args.evaluate):
         return env, agent, optimizer, 0, 0, []
     saved = load_checkpoint(path := args.resume or args.evaluate)
@@ -469,10 +458,9 @@ def train(args):
             metrics["charts/SPS"] = (step - first_step) / (time.perf_counter() - began)
             log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last)
             state = checkpoint_state(agent, optimizer, args, iteration, step, episode_returns)
-            if iteration % args.checkpoint_interval == 0:
+            if last or iteration % args.checkpoint_interval == 0:
                 writer.flush()
                 save_checkpoint(checkpoint, state)
-        save_checkpoint(checkpoint, state)
         if solved:
             print(solved)
         if args.eval_episodes:

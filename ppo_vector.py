@@ -20,10 +20,10 @@ import copy
 import importlib.util
 import itertools
 import math
-import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -205,9 +205,8 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            if not used:
-                return obs
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10)  # np.clip takes 3 times as long
+            # np.clip takes 3 times as long.
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if used else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -223,10 +222,8 @@ def adapt_actions(env_id, space):
     The function takes actions (K,) or (N, K). Raises BadInput where the agent cannot act in the space.
     """
     match space:
-        case Discrete():
-            agent_space = MultiDiscrete([space.n])
-        case MultiDiscrete():
-            agent_space = MultiDiscrete(space.nvec.ravel())
+        case Discrete(n=choices) | MultiDiscrete(nvec=choices):
+            agent_space = MultiDiscrete(np.ravel(choices))
         case MultiBinary():
             agent_space = MultiDiscrete([2] * math.prod(space.shape))
         case Box() if space.dtype.kind == "f" and 0 not in space.shape:
@@ -300,19 +297,24 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
 
 
 def start_workers(makes):
-    """An AsyncVectorEnv. Workers never see Ctrl-C, nor SIGTERM until they are up: a signal in a fork would be lost."""
+    """An AsyncVectorEnv. A signal during a fork would be lost, so it waits; workers leave Ctrl-C to this process."""
+    pid, signals = os.getpid(), []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
 
     def in_worker(make):
-        if multiprocessing.parent_process():
+        if os.getpid() != pid:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return make()
 
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     try:
         return AsyncVectorEnv([partial(in_worker, make) for make in makes], autoreset_mode=AutoresetMode.NEXT_STEP)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in signals:
+            signal.raise_signal(number)
 
 
 def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
@@ -462,7 +464,7 @@ def checkpoint_state(agent, optimizer, args, iteration, step, episode_returns):
 def save_checkpoint(path, state):
     """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
     torch.save(state, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    Path(f"{path}.tmp").replace(path)
 
 
 def load_checkpoint(path):
@@ -491,20 +493,14 @@ def start_run(args, step):
 
 
 def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last):
-    """Write an iteration's metrics to TensorBoard and a status line, which overwrites itself on a terminal.
-
-    Elsewhere about 20 lines are printed in a run. The last line stays in any case.
-    """
+    """Write metrics to TensorBoard and a status line: over itself on a terminal, elsewhere about 20 lines in a run."""
     if episodes:
         _, metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
         metrics["charts/episodic_return_20"] = mean_return
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
-    if (
-        last
-        or sys.stdout.isatty()
-        or iteration % math.ceil(args.total_timesteps / args.num_steps / args.num_envs / 20) == 0
-    ):
+    interval = math.ceil(args.total_timesteps / (args.num_steps * args.num_envs) / 20)
+    if last or sys.stdout.isatty() or iteration % interval == 0:
         done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
         status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
         status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
@@ -519,19 +515,16 @@ def prepare(args):
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    if args.capture_video and not importlib.util.find_spec("moviepy"):
-        raise BadInput("--capture-video needs moviepy: pip install moviepy")
+    if not getattr(torch, args.device).is_available():
+        raise BadInput(f"--device {args.device} is not available here: use --device cpu")
+    if args.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
-    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", ()):
-        raise BadInput(f"--capture-video: {args.env_id} does not render rgb_array")
+    can_film = importlib.util.find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
+    if args.capture_video and not can_film:
+        raise BadInput("--capture-video needs moviepy (pip install moviepy) and an environment that renders rgb_array")
     agent = ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
-    try:
-        if args.device == "cuda" and torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        agent.to(args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {args.device} is not available here: use --device cpu") from error
-    optimizer = make_optimizer(agent, args.learning_rate)
+    optimizer = make_optimizer(agent.to(args.device), args.learning_rate)
     if not (args.resume or args.evaluate):
         return envs, agent, optimizer, 0, 0, []
     saved = load_checkpoint(path := args.resume or args.evaluate)
@@ -607,12 +600,11 @@ def train(args):
             if rank == 0:
                 log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last)
                 state = checkpoint_state(agent, optimizer, args, iteration, step, episode_returns)
-                if iteration % args.checkpoint_interval == 0:
+                if last or iteration % args.checkpoint_interval == 0:
                     writer.flush()
                     save_checkpoint(checkpoint, state)
         envs.close()
         if rank == 0:
-            save_checkpoint(checkpoint, state)
             if solved:
                 print(solved)
             if args.eval_episodes:
