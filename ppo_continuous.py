@@ -15,7 +15,7 @@ the algorithm: read it first.
 """
 
 import copy
-import importlib.util
+import importlib
 import math
 import signal
 import sys
@@ -346,7 +346,7 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state | {"args": Args(**state["args"])}
     except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
-        raise BadInput(f"{path} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
+        raise BadInput(f"{path!r} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
 
 
 def start_run(args, step):
@@ -355,7 +355,10 @@ def start_run(args, step):
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None, flush_secs=5)
+    except FileExistsError:  # another run of this name began in this second
+        time.sleep(1)
+        return start_run(args, step)
     except OSError as error:
         raise BadInput(f"{folder} cannot be written, see --log-dir and --exp-name: {error}") from error
     flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
@@ -390,9 +393,16 @@ def prepare(args):
     if not getattr(torch, args.device).is_available():
         raise BadInput(f"--device {args.device} is not available here: use --device cpu")
     env = make_env(args.env_id)
-    can_film = importlib.util.find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
-    if args.capture_video and not can_film:
-        raise BadInput("--capture-video needs moviepy (pip install moviepy) and an environment that renders rgb_array")
+    if args.capture_video:
+        try:  # now, not after the training
+            importlib.import_module("moviepy")
+            env.metadata["render_modes"].index("rgb_array")
+            with gym.make(args.env_id, render_mode="rgb_array") as film:
+                film.reset()
+                len(film.render())
+        except Exception as error:  # each renderer has its own
+            needs = "moviepy (pip install moviepy) and an environment that renders rgb_array"
+            raise BadInput(f"--capture-video needs {needs}: {error!r:.200}") from error
     agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
     optimizer = make_optimizer(agent.to(args.device), args.learning_rate)
     if not (args.resume or args.evaluate):
@@ -479,8 +489,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         args = tyro.cli(Args)
-        if args.resume or args.evaluate:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
+        path = args.evaluate if args.resume is None else args.resume
+        if path is not None:  # its flags are the defaults for those that are given
+            args = tyro.cli(Args, default=load_checkpoint(path)["args"])
         train(args)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ the algorithm: read it first.
 """
 
 import copy
-import importlib.util
+import importlib
 import itertools
 import math
 import os
@@ -281,7 +281,7 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
             envs = gym.make_vec(env_id, num_envs, vectorization_mode=mode)
         except gym.error.Error as error:
             raise BadInput(f"--vectorization-mode {mode}: {error}") from error
-        if len(envs.single_observation_space.shape) != 1:
+        if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
             envs = gym.wrappers.vector.FlattenObservation(envs)
         agent_space, to_env = adapt_actions(env_id, envs.single_action_space)
         envs = gym.wrappers.vector.TransformAction(envs, to_env, None, agent_space)
@@ -473,7 +473,7 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state | {"args": Args(**state["args"])}
     except Exception as error:  # torch.load has a dozen types for the ways in which a file can be broken
-        raise BadInput(f"{path} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
+        raise BadInput(f"{path!r} is not a readable checkpoint.pt of this script ({type(error).__name__})") from error
 
 
 def start_run(args, step):
@@ -482,7 +482,10 @@ def start_run(args, step):
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None)
+        writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None, flush_secs=5)
+    except FileExistsError:  # another run of this name began in this second
+        time.sleep(1)
+        return start_run(args, step)
     except OSError as error:
         raise BadInput(f"{folder} cannot be written, see --log-dir and --exp-name: {error}") from error
     flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
@@ -520,9 +523,16 @@ def prepare(args):
     if args.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
-    can_film = importlib.util.find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
-    if args.capture_video and not can_film:
-        raise BadInput("--capture-video needs moviepy (pip install moviepy) and an environment that renders rgb_array")
+    if args.capture_video:
+        try:  # now, not after the training
+            importlib.import_module("moviepy")
+            envs.metadata["render_modes"].index("rgb_array")
+            with gym.make(args.env_id, render_mode="rgb_array") as film:
+                film.reset()
+                len(film.render())
+        except Exception as error:  # each renderer has its own
+            needs = "moviepy (pip install moviepy) and an environment that renders rgb_array"
+            raise BadInput(f"--capture-video needs {needs}: {error!r:.200}") from error
     agent = ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
     optimizer = make_optimizer(agent.to(args.device), args.learning_rate)
     if not (args.resume or args.evaluate):
@@ -631,8 +641,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         args = tyro.cli(Args)
-        if args.resume or args.evaluate:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=load_checkpoint(args.resume or args.evaluate)["args"])
+        path = args.evaluate if args.resume is None else args.resume
+        if path is not None:  # its flags are the defaults for those that are given
+            args = tyro.cli(Args, default=load_checkpoint(path)["args"])
         train(args)
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

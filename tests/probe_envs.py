@@ -303,6 +303,9 @@ register("Accident", Accident, **recorder)
 natives = {f"Native{name}": space for spaces in ACTION_SPACES.values() for name, space in spaces.items()}
 for name, space in (natives | {f"NativeRecorder{family}": space for family, space in ACTIONS.items()}).items():
     gym.register(f"{name}-v0", Recorder, vector_entry_point=NativeRecorder, kwargs=recorder | {"action_space": space})
+for name, space in OBSERVATION_SPACES.items():
+    kwargs = recorder | {"observation_space": space}
+    gym.register(f"Native{name}-v0", Recorder, vector_entry_point=NativeRecorder, kwargs=kwargs)
 same_step = partial(NativeRecorder, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 gym.register("NativeSameStep-v0", Recorder, vector_entry_point=same_step, kwargs=recorder)
 gym.register("NativeUntold-v0", Recorder, vector_entry_point=partial(NativeRecorder, told=False), kwargs=recorder)

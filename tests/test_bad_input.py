@@ -71,6 +71,8 @@ REFUSED = {
         }.items()
     },
     "--resume={truncated}": ["not a readable checkpoint"],
+    "--resume=": ["not a readable checkpoint"],
+    "--evaluate=": ["not a readable checkpoint"],
     "--resume {finished}": ["has done its", "--total-timesteps"],
     "--resume {finished} --total-timesteps 1000 --env-id {default_env}": ["another network", "Recorder{family}-v0"],
     "--resume {finished} --total-timesteps 1000 --hidden-size 9": ["another network", "--hidden-size 8"],

@@ -263,6 +263,16 @@ def test_run_folder_is_named_after_the_run(script, tiny, family, env_id, start):
     assert re.fullmatch(rf"{start}__a_b_c__12__\d{{10}}", run_folder("runs").name)
 
 
+def test_runs_of_one_name_that_begin_in_one_second_have_folders_of_their_own(script, tiny, tmp_path):
+    args, now = tiny(), round(time.time())
+    for second in range(now - 1, now + 3):
+        (tmp_path / f"runs/{args.env_id}__{args.exp_name}__1__{second}".replace(":", "_")).mkdir(parents=True)
+    script.train(args)
+    (folder,) = [path for path in Path("runs").iterdir() if [*path.iterdir()]]
+    assert int(folder.name[-10:]) >= now + 3
+    assert load(folder)["step"] >= 64
+
+
 def test_default_name_of_an_experiment_is_that_of_the_script(script):
     assert script.Args().exp_name == script.__name__
 

@@ -236,6 +236,18 @@ def test_actions_lie_in_the_space_and_reach_all_of_it(prefix, mode, name):
         np.testing.assert_array_equal(high, np.broadcast_to(first + choices - 1, space.shape))
 
 
+@pytest.mark.parametrize("name", probe_envs.OBSERVATION_SPACES)
+def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_single_ones(name):
+    rollouts = []
+    for mode in ("sync", "vector_entry_point"):
+        envs = ppo_vector.make_envs(f"probe_envs:Native{name}-v0", 1, mode)
+        torch.manual_seed(0)
+        agent = ppo_vector.ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, 16)
+        rollouts.append(play(envs, agent, 20)[0])
+    np.testing.assert_array_equal(rollouts[0]["raw_obs"], rollouts[1]["raw_obs"])
+    np.testing.assert_array_equal(rollouts[0]["rewards"], rollouts[1]["rewards"])
+
+
 def test_cartpole_is_played_in_its_own_vector_environment():
     envs = ppo_vector.make_envs("CartPole-v1", 5)
     assert isinstance(envs.unwrapped, CartPoleVectorEnv)
@@ -270,7 +282,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny, tmp_path, monkeypatch,
     saved = ppo_vector.load_checkpoint(cut / "checkpoint.pt")
     assert saved["iteration"] == 3
     assert len(read_scalars(cut)["losses/entropy"]) == 5
-    resumed, last_returns = ppo_vector.train(ppo_vector.Args(**saved["args"] | {"resume": str(cut / "checkpoint.pt")}))
+    resumed, last_returns = ppo_vector.train(dataclasses.replace(saved["args"], resume=str(cut / "checkpoint.pt")))
     (folder,) = (tmp_path / "runs").iterdir()
     assert_same_weights(resumed.state_dict(), whole.state_dict())
     assert returns[-len(last_returns) :] == last_returns
