@@ -401,7 +401,7 @@ def prepare(args):
             env.metadata["render_modes"].index("rgb_array")
             with gym.make(args.env_id, render_mode="rgb_array") as film:
                 film.reset()
-                len(film.render())
+                len(film.render())  # None has no length
         except Exception as error:  # each renderer has its own
             needs = "moviepy (pip install moviepy) and an environment that renders rgb_array"
             raise BadInput(f"--capture-video needs {needs}: {error!r:.200}") from error

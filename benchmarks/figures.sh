@@ -26,9 +26,9 @@ learn() {
     grid vector_cartpole ppo_vector.py --env-ids CartPole-v1 "${five[@]}" --target-return 475 --eval-episodes 0
     grid vector_lunarlander ppo_vector.py --env-ids LunarLander-v3 --seeds 1 2 3 -- --total-timesteps 500000 \
         --eval-episodes 100
-    grid vector_bipedalwalker ppo_vector.py --env-ids BipedalWalker-v3 --seeds 1 --processes 2 --jobs 1 -- \
-        --total-timesteps 2000000 --num-envs 1 --num-steps 2048 --num-minibatches 16 --update-epochs 10 \
-        --learning-rate 3e-4 --ent-coef 0 --norm-obs --eval-episodes 100
+    grid vector_bipedalwalker ppo_vector.py --env-ids BipedalWalker-v3 --seeds 1 2 3 --processes 2 --jobs 1 -- \
+        --total-timesteps 2000000 --num-envs 2 --num-steps 2048 --num-minibatches 32 --update-epochs 10 \
+        --learning-rate 3e-4 --ent-coef 0 --hidden-size 128 --norm-obs --eval-episodes 100
 }
 
 clock() {
