@@ -233,7 +233,8 @@ def collect_rollout(env, agent, obs, num_steps, rng, first_step=0):
         raise FloatingPointError(f"an observation or reward is NaN or Inf at step {first_step + finite.argmin() + 1}")
     # Forward passes over the whole rollout, not one a step: 1 us a step instead of 100.
     batch = normalise(raw_obs), np.stack(actions), normalise(next_obs)
-    obs_batch, action_batch, next_obs_batch = (torch.as_tensor(x, device=agent.actor.weight.device) for x in batch)
+    device = next(agent.parameters()).device
+    obs_batch, action_batch, next_obs_batch = (torch.as_tensor(x, device=device) for x in batch)
     with torch.no_grad():
         logprobs, _, values = agent.evaluate_actions(obs_batch, action_batch)
         _, next_values = agent(next_obs_batch)
@@ -280,7 +281,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     mean, std = agent.return_stats.moments()
-    device = agent.actor.weight.device
+    device = next(agent.parameters()).device
     arrays = np.stack([advantages, advantages + args.clip_coef * np.abs(advantages), (returns - mean) / std])
     data = [rollout[name] for name in ("obs", "actions", "logprobs")]
     data += torch.tensor(arrays, dtype=torch.float32).to(device)
@@ -358,10 +359,10 @@ def start_run(args, step):
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None, flush_secs=5)
-    except FileExistsError:  # another run of this name began in this second
-        time.sleep(1)
-        return start_run(args, step)
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.exists():  # another run of this name began in this second
+            time.sleep(1)
+            return start_run(args, step)
         raise BadInput(f"{folder} cannot be written, see --log-dir and --exp-name: {error}") from error
     flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
     writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
@@ -377,11 +378,14 @@ def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return,
         metrics["charts/episodic_return_20"] = mean_return
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
-    if last or sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps / args.num_steps / 20) == 0:
+    if last or sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps * iteration / step / 20) == 0:
         done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
         status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
         status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
         print(f"{status:<79}", end="\r" if sys.stdout.isatty() and not last else "\n", flush=True)
+    if iteration % args.checkpoint_interval == 0 and math.isnan(mean_return):
+        hint = "raise --checkpoint-interval, since a checkpoint cuts the episode, or set the environment a time limit"
+        print(f"warning: no episode has ended in {step} steps: {hint}", file=sys.stderr)
 
 
 def prepare(args):
@@ -487,14 +491,17 @@ def train(args):
     return agent, episode_returns
 
 
+def saved_args(resume: str | None = None, evaluate: str | None = None):
+    """The Args of the checkpoint to go on from, or else the defaults: what holds for the flags that are not given."""
+    path = evaluate if resume is None else resume
+    return Args() if path is None else load_checkpoint(path)["args"]
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        args = tyro.cli(Args)
-        path = args.evaluate if args.resume is None else args.resume
-        if path is not None:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=load_checkpoint(path)["args"])
-        train(args)
+        default, _ = tyro.cli(saved_args, return_unknown_args=True, add_help=False)
+        train(tyro.cli(Args, default=default))
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)

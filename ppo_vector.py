@@ -275,6 +275,7 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
     A native vector environment (vector_entry_point) has none of the wrappers of make_env.
     """
     env = make_env(env_id)
+    env.close()
     mode = mode or ("vector_entry_point" if env.spec.vector_entry_point else "sync")
     if mode == "vector_entry_point":
         try:
@@ -290,7 +291,6 @@ def make_envs(env_id, num_envs, mode=None, **kwargs):
         makes = [partial(make_env, env_id, **kwargs)] * num_envs
         sync = partial(SyncVectorEnv, makes, autoreset_mode=AutoresetMode.NEXT_STEP)
         envs = sync() if mode == "sync" else start_workers(makes)
-    env.close()
     if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
         raise BadInput(f"--env-id {env_id}: its own vector environment has no NEXT_STEP autoreset: use another mode")
     return envs
@@ -340,7 +340,8 @@ def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
         raise FloatingPointError(f"an observation or reward is NaN or Inf at step {steps[finite.all(-1).argmin()]}")
     # Forward passes over the whole rollout, not one a step.
     batch = normalise(raw_obs), np.stack(actions)
-    obs_batch, action_batch = (torch.as_tensor(x, device=agent.actor.weight.device) for x in batch)
+    device = next(agent.parameters()).device
+    obs_batch, action_batch = (torch.as_tensor(x, device=device) for x in batch)
     with torch.no_grad():
         logprobs, _, values = agent.evaluate_actions(obs_batch[:-1], action_batch)
         _, last_values = agent(obs_batch[-1:])
@@ -385,7 +386,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     where A < 0, both of which are A + c |A|: so the min is min(r A, A + c |A|), whose second term never changes.
     Returns metrics, means over all minibatches; explained_variance is that of the values before the update.
     """
-    valid, device = rollout["valid"], agent.actor.weight.device
+    valid, device = rollout["valid"], next(agent.parameters()).device
     everyone = gather(np.stack([advantages[valid], returns[valid], rollout["values"][valid]]))
     # Rows of each minibatch over all processes: its losses are divided by them, and the gradients summed.
     cuts = [[len(part) for part in np.array_split(x[0], args.num_minibatches)] for x in everyone]
@@ -483,10 +484,10 @@ def start_run(args, step):
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=step + 1 if args.resume else None, flush_secs=5)
-    except FileExistsError:  # another run of this name began in this second
-        time.sleep(1)
-        return start_run(args, step)
     except OSError as error:
+        if isinstance(error, FileExistsError) and folder.exists():  # another run of this name began in this second
+            time.sleep(1)
+            return start_run(args, step)
         raise BadInput(f"{folder} cannot be written, see --log-dir and --exp-name: {error}") from error
     flags = {name: "None" if value is None else value for name, value in asdict(args).items()}
     writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()))
@@ -502,12 +503,14 @@ def log_iteration(writer, args, iteration, step, metrics, episodes, mean_return,
         metrics["charts/episodic_return_20"] = mean_return
     for name, value in metrics.items():
         writer.add_scalar(name, value, step)
-    interval = math.ceil(args.total_timesteps / (args.num_steps * args.num_envs) / 20)
-    if last or sys.stdout.isatty() or iteration % interval == 0:
+    if last or sys.stdout.isatty() or iteration % math.ceil(args.total_timesteps * iteration / step / 20) == 0:
         done, sps = min(step / args.total_timesteps, 1), metrics["charts/SPS"]
         status = f"{done:4.0%}  step {step}  mean return {mean_return:.1f}  {sps:.0f} steps/s"
         status += f"  {max(args.total_timesteps - step, 0) / sps:.0f} s left"
         print(f"{status:<79}", end="\r" if sys.stdout.isatty() and not last else "\n", flush=True)
+    if iteration % args.checkpoint_interval == 0 and math.isnan(mean_return):
+        hint = "raise --checkpoint-interval, since a checkpoint cuts the episode, or set the environment a time limit"
+        print(f"warning: no episode has ended in {step} steps: {hint}", file=sys.stderr)
 
 
 def prepare(args):
@@ -605,7 +608,8 @@ def train(args):
             last = step >= args.total_timesteps or solved is not None
             metrics["charts/learning_rate"] = learning_rate
             metrics["charts/SPS"] = (step - first_step) / (time.perf_counter() - began)
-            if iteration % args.checkpoint_interval == 0 and len(set(gather(agent.critic.weight.sum().item()))) > 1:
+            weights = optimizer.param_groups[0]["params"][0].sum().item()
+            if iteration % args.checkpoint_interval == 0 and len(set(gather(weights))) > 1:
                 raise RuntimeError(f"the processes' weights differ at step {step}")
             if rank == 0:
                 log_iteration(writer, args, iteration, step, metrics, episodes, mean_return, last)
@@ -637,14 +641,17 @@ def train(args):
     return agent, episode_returns
 
 
+def saved_args(resume: str | None = None, evaluate: str | None = None):
+    """The Args of the checkpoint to go on from, or else the defaults: what holds for the flags that are not given."""
+    path = evaluate if resume is None else resume
+    return Args() if path is None else load_checkpoint(path)["args"]
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        args = tyro.cli(Args)
-        path = args.evaluate if args.resume is None else args.resume
-        if path is not None:  # its flags are the defaults for those that are given
-            args = tyro.cli(Args, default=load_checkpoint(path)["args"])
-        train(args)
+        default, _ = tyro.cli(saved_args, return_unknown_args=True, add_help=False)
+        train(tyro.cli(Args, default=default))
     except (BadInput, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)

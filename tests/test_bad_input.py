@@ -58,6 +58,7 @@ REFUSED = {
     "--env-id probe_envs:Recorder{family}-v0 --capture-video --total-timesteps 1": ["--capture-video", "render"],
     f"--device {NO_DEVICE}": [f"--device {NO_DEVICE}", "--device cpu"],
     "--log-dir {file}/runs": ["--log-dir"],
+    "--log-dir {dangling}": ["--log-dir"],
     **{
         f"--{flag} {{{name}}}": ["{" + name + "}", *words]
         for flag in ("resume", "evaluate")
@@ -109,6 +110,8 @@ def names(script, family, tmp_path_factory):
     files = {name: folder / name for name in ("missing", "folder", "file", "empty", "truncated", "garbage", "pickled")}
     files["finished"] = finished_run(script, family, folder / "own")
     files["other"] = finished_run(load_script(other), SCRIPTS[other][0], folder / "others")
+    files["dangling"] = folder / "dangling"
+    files["dangling"].symlink_to(folder / "nowhere")
     files["folder"].mkdir()
     files["file"].write_text("a file, not a folder")
     files["empty"].touch()

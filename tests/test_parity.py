@@ -51,7 +51,6 @@ DELIBERATE = {
         "ppo_update": "rows of a reset are left out, gradients are summed over processes",
         "evaluate": ROWS,
         "checkpoint_state": "the number of processes is kept",
-        "log_iteration": "an iteration is num_steps in each environment",
         "prepare": "vector environments, and the number of processes",
         "train": "vector environments, of which each process has its own",
     },

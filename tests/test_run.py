@@ -177,7 +177,9 @@ def test_resumed_for_longer(resume, whole, tmp_path):
 
 def test_resumed_with_other_flags(resume, whole, tmp_path):
     folder = shutil.copytree(whole.folder, tmp_path / whole.folder.name)
-    result = resume(folder, "--total-timesteps", 400, "--learning-rate", 0.02, "--no-anneal-lr", "--num-steps", 33)
+    # 5 steps are enough for the 2 minibatches of the checkpoint, though not for those of the defaults.
+    result = resume(folder, "--total-timesteps", 400, "--learning-rate", 0.02, "--no-anneal-lr", "--num-steps", 5)
+    assert result.code == 0
     assert "nan" not in result.out  # the mean return is that of the episodes before, until others end
     rates = [rate for step, rate in read_scalars(folder)["charts/learning_rate"] if step > load(whole.folder)["step"]]
     assert rates == pytest.approx([0.02] * len(rates))
@@ -313,6 +315,26 @@ def test_curves_show_the_episodes_and_the_learning_rate(script, tiny, record):
 def test_iterations_without_an_end_have_no_point_of_episodes(script, probe, tiny):
     script.train(tiny(env_id=probe("Endless")))
     assert not [tag for tag in read_scalars(run_folder("runs")) if "episodic" in tag]
+
+
+@pytest.mark.parametrize("env, warnings", [("Endless", 2), ("Recorder", 0)])
+def test_checkpoints_that_let_no_episode_end_are_warned_of(script, probe, tiny, capsys, env, warnings):
+    script.train(tiny(env_id=probe(env), checkpoint_interval=2))
+    err = capsys.readouterr().err
+    assert err.count("raise --checkpoint-interval") == len(err.splitlines()) == warnings
+    assert warnings == 0 or "no episode has ended in 32 steps" in err
+
+
+def test_an_edited_critic_is_trained_and_saved(script, tiny, monkeypatch):
+    class Edited(script.ActorCritic):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.critic = torch.nn.Sequential(self.critic, torch.nn.Tanh(), torch.nn.Linear(1, 1))
+
+    monkeypatch.setattr(script, "ActorCritic", Edited)
+    agent, _ = script.train(tiny(checkpoint_interval=1, hidden_size=8))
+    assert_same_weights(load(run_folder("runs"))["agent"], agent.state_dict())
+    assert "critic.2.weight" in agent.state_dict()
 
 
 def test_learning_rate_stays_without_annealing(script, tiny):
