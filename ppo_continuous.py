@@ -156,7 +156,8 @@ class ActorCritic(nn.Module):
         Returns normalise(obs) -> inputs and act(inputs (obs_dim,), noise (K,)) -> action (K,).
         Raises NotImplementedError at a layer it does not know.
         """
-        (mean, std), used, layers = self.obs_stats.moments(), bool(self.obs_stats.count), []
+        mean, std = self.obs_stats.moments()
+        has_stats, layers = bool(self.obs_stats.count), []
         for layer in (*self.backbone, self.actor):
             if isinstance(layer, nn.Linear):
                 weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
@@ -168,7 +169,7 @@ class ActorCritic(nn.Module):
 
         def normalise(obs):
             # np.clip takes 3 times as long.
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if used else obs
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if has_stats else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -217,7 +218,8 @@ def collect_rollout(env, agent, obs, num_steps, rng, first_step=0):
     """
     (normalise, act), noise = agent.behaviour(), agent.sample_noise(rng, num_steps)
     raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
-    rewards, (terminated, truncated), actions, episodes = np.empty(num_steps), np.empty((2, num_steps), bool), [], []
+    terminated, truncated = np.empty((2, num_steps), bool)
+    rewards, actions, episodes = np.empty(num_steps), [], []
     for t in range(num_steps):
         raw_obs[t] = obs
         actions.append(act(normalise(raw_obs[t]), noise[t]))
@@ -400,10 +402,11 @@ def prepare(args):
     if args.capture_video:
         try:  # now, not after the training
             importlib.import_module("moviepy")
-            env.metadata["render_modes"].index("rgb_array")
+            if "rgb_array" not in env.metadata["render_modes"]:
+                raise ValueError("rgb_array is not one of its render modes")
             with gym.make(args.env_id, render_mode="rgb_array") as film:
                 film.reset()
-                len(film.render())  # None has no length
+                _height, _width, _colours = np.shape(film.render())  # fails unless it is a frame
         except Exception as error:  # each renderer has its own
             needs = "moviepy (pip install moviepy) and an environment that renders rgb_array"
             raise BadInput(f"--capture-video needs {needs}: {error!r:.200}") from error
@@ -435,7 +438,8 @@ def train(args):
         return agent, episode_returns
     checkpoint, writer = start_run(args, step)
     mean_return = np.mean(episode_returns[-20:]) if episode_returns else math.nan
-    state, solved, last, began, first_step = None, None, False, time.perf_counter(), step
+    state, solved, last = None, None, False
+    began, first_step = time.perf_counter(), step
     try:
         while not last:
             rng = np.random.default_rng([args.seed, iteration])

@@ -194,7 +194,8 @@ class ActorCritic(nn.Module):
         Returns normalise(obs) -> inputs and act(inputs (..., obs_dim), noise) -> action (..., K).
         Raises NotImplementedError at a layer it does not know.
         """
-        (mean, std), used, layers = self.obs_stats.moments(), bool(self.obs_stats.count), []
+        mean, std = self.obs_stats.moments()
+        has_stats, layers = bool(self.obs_stats.count), []
         for layer in (*self.backbone, self.actor):
             if isinstance(layer, nn.Linear):
                 weight, bias = (p.detach().cpu().numpy().copy() for p in (layer.weight.T, layer.bias))
@@ -206,7 +207,7 @@ class ActorCritic(nn.Module):
 
         def normalise(obs):
             # np.clip takes 3 times as long.
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if used else obs
+            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if has_stats else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -325,8 +326,9 @@ def collect_rollout(envs, agent, obs, ended, num_steps, rng, first_step=0):
     Raises FloatingPointError if the environment gives NaN or Inf.
     """
     (normalise, act), noise = agent.behaviour(), agent.sample_noise(rng, num_steps, len(obs))
-    raw_obs, actions, episodes = np.empty((num_steps + 1, *obs.shape), np.float32), [], []
-    rewards, (valid, terminated, truncated) = np.empty((num_steps, len(obs))), np.empty((3, num_steps, len(obs)), bool)
+    raw_obs, rewards = np.empty((num_steps + 1, *obs.shape), np.float32), np.empty((num_steps, len(obs)))
+    valid, terminated, truncated = np.empty((3, num_steps, len(obs)), bool)
+    actions, episodes = [], []
     for t in range(num_steps):
         raw_obs[t], valid[t] = obs, ~ended
         actions.append(act(normalise(raw_obs[t]), noise[t]))
@@ -529,10 +531,11 @@ def prepare(args):
     if args.capture_video:
         try:  # now, not after the training
             importlib.import_module("moviepy")
-            envs.metadata["render_modes"].index("rgb_array")
+            if "rgb_array" not in envs.metadata["render_modes"]:
+                raise ValueError("rgb_array is not one of its render modes")
             with gym.make(args.env_id, render_mode="rgb_array") as film:
                 film.reset()
-                len(film.render())  # None has no length
+                _height, _width, _colours = np.shape(film.render())  # fails unless it is a frame
         except Exception as error:  # each renderer has its own
             needs = "moviepy (pip install moviepy) and an environment that renders rgb_array"
             raise BadInput(f"--capture-video needs {needs}: {error!r:.200}") from error
@@ -571,7 +574,8 @@ def train(args):
     if world_size > 1:
         dist.init_process_group(timeout=timedelta(minutes=5))
     mean_return = np.mean(episode_returns[-20:]) if episode_returns else math.nan
-    state, solved, last, began, first_step = None, None, False, time.perf_counter(), step
+    state, solved, last = None, None, False
+    began, first_step = time.perf_counter(), step
     try:
         while not last:
             rng = np.random.default_rng([args.seed, iteration, rank])

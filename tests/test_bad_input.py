@@ -157,12 +157,16 @@ def test_what_cannot_work_is_refused_in_one_line(complaint, names, line, words):
         assert word.format(**names) in message
 
 
-@pytest.mark.parametrize("flag", ["resume", "evaluate"])
-def test_checkpoint_of_another_script(complaint, names, script, flag):
-    if script.__name__ == "ppo_vector":
-        pytest.skip("it takes those of ppo_discrete.py, for it has all of its flags and actions")
-    words = {"ppo_discrete": "use ppo_continuous.py", "ppo_continuous": "not a readable checkpoint.pt of this script"}
-    assert words[script.__name__] in complaint(f"--{flag} {{other}}")
+def test_checkpoint_of_another_script(command, complaint, names, script):
+    if script.__name__ == "ppo_vector":  # it has all flags and actions of ppo_discrete.py
+        assert "over 1 episodes" in command("--evaluate", names["other"]).out
+    else:
+        words = {
+            "ppo_discrete": "use ppo_continuous.py",
+            "ppo_continuous": "not a readable checkpoint.pt of this script",
+        }
+        for flag in ("resume", "evaluate"):
+            assert words[script.__name__] in complaint(f"--{flag} {{other}}")
 
 
 def test_video_without_moviepy(complaint, monkeypatch):
