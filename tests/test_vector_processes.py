@@ -174,6 +174,14 @@ def test_a_resumed_run_of_both_equals_the_uninterrupted_one(both):
 
 
 @discrete
+def test_weights_that_have_parted_end_the_run(tiny, monkeypatch):
+    """The sums of the weights, the only numbers gathered alone, seem to differ from those of another process."""
+    monkeypatch.setattr(ppo_vector, "gather", lambda x: [x, x + 1e-6] if isinstance(x, float) else [x])
+    with pytest.raises(RuntimeError, match="weights differ at step"):
+        ppo_vector.train(tiny(checkpoint_interval=1))
+
+
+@discrete
 @pytest.mark.parametrize("saved, now", [(2, 1), (1, 2)])
 def test_a_run_is_not_resumed_by_another_number_of_processes(command, both, tiny, monkeypatch, saved, now):
     checkpoint = next((both.folder / "whole").iterdir()) / "checkpoint.pt"
