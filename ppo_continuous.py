@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
         return noise.astype(np.float32) * self.log_std.detach().exp().cpu().numpy()
 
     def behaviour(self):
-        """Copy the policy to NumPy, where an action takes 16 us instead of 100 and more.
+        """Copy the policy to NumPy, where an action takes 6 to 10 us instead of 140 and more.
 
         Returns normalise(obs) -> inputs and act(inputs (obs_dim,), noise (K,)) -> action (K,).
         Raises NotImplementedError at a layer it does not know.
@@ -168,8 +168,7 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            # np.clip takes 3 times as long.
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if has_stats else obs
+            return np.clip((obs - mean) / std, -10, 10) if has_stats else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -261,7 +260,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def make_optimizer(agent, learning_rate):
-    """Adam on one flat tensor, of which the agent's parameters become views: an update takes a quarter less time."""
+    """Adam on one flat tensor, of which the agent's parameters become views: an update takes a tenth less time."""
     parameters = list(agent.parameters())
     flat, sizes = nn.utils.parameters_to_vector(parameters).detach(), [p.numel() for p in parameters]
     flat.grad = torch.zeros_like(flat)

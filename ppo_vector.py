@@ -189,7 +189,7 @@ class ActorCritic(nn.Module):
         return noise.astype(np.float32) * self.log_std.detach().exp().cpu().numpy()
 
     def behaviour(self):
-        """Copy the policy to NumPy, where an action takes 16 us instead of 100 and more.
+        """Copy the policy to NumPy, where an action takes 6 to 10 us instead of 140 and more.
 
         Returns normalise(obs) -> inputs and act(inputs (..., obs_dim), noise) -> action (..., K).
         Raises NotImplementedError at a layer it does not know.
@@ -206,8 +206,7 @@ class ActorCritic(nn.Module):
                 raise NotImplementedError(f"behaviour() does not know {layer}: add its NumPy form beside nn.Tanh")
 
         def normalise(obs):
-            # np.clip takes 3 times as long.
-            return np.minimum(np.maximum((obs - mean) / std, -10), 10) if has_stats else obs
+            return np.clip((obs - mean) / std, -10, 10) if has_stats else obs
 
         def act(inputs, noise):
             for layer in layers:
@@ -371,7 +370,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def make_optimizer(agent, learning_rate):
-    """Adam on one flat tensor, of which the agent's parameters become views: an update takes a quarter less time."""
+    """Adam on one flat tensor, of which the agent's parameters become views: an update takes a tenth less time."""
     parameters = list(agent.parameters())
     flat, sizes = nn.utils.parameters_to_vector(parameters).detach(), [p.numel() for p in parameters]
     flat.grad = torch.zeros_like(flat)
@@ -417,7 +416,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             flat.grad.zero_()  # optimizer.zero_grad() would part it from the parameters' gradients, views of it
             loss.backward()
             if dist.is_initialized():
-                # Over gloo it takes half the time of all_reduce: two processes train a tenth faster by it.
+                # Over gloo it takes 1.0 ms, all_reduce 1.5 ms: two processes train a tenth faster by it.
                 dist.all_gather(list(grads), flat.grad)
                 torch.sum(grads, 0, out=flat.grad)
             grad_norm = nn.utils.clip_grad_norm_(flat, args.max_grad_norm)
