@@ -68,8 +68,8 @@ class Args:
         for name in (*positive, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
-        if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and self.seed >= 0):
-            raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed at least 0")
+        if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
+            raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
         if self.num_steps < 2 * self.num_minibatches:
             raise ValueError(f"--num-steps must be at least 2 x --num-minibatches {self.num_minibatches}")
 
@@ -296,7 +296,7 @@ def train(args):
     rng = np.random.default_rng(seed)
     if args.capture_video:
         # Fail now, not after the training
-        make_env(args.env_id, tempfile.mkdtemp()).close()
+        make_env(args.env_id, Path(tempfile.mkdtemp(), "videos")).close()
     env = make_env(args.env_id)
     agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size, args.norm_obs)
     agent.to(args.device)

@@ -75,8 +75,8 @@ class Args:
         for name in (*positive, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
-        if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and self.seed >= 0):
-            raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed at least 0")
+        if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
+            raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
         if self.num_steps < 2 or self.num_steps * self.num_envs < 4 * self.num_minibatches:  # some rows are resets
             raise ValueError("--num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
 
@@ -358,7 +358,7 @@ def train(args):
     rng = np.random.default_rng([seed, rank])
     if args.capture_video:
         # Fail now, not after the training
-        make_envs(args.env_id, 1, args.vectorization_mode, tempfile.mkdtemp()).close()
+        make_envs(args.env_id, 1, args.vectorization_mode, Path(tempfile.mkdtemp(), "videos")).close()
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
     obs_dim = envs.single_observation_space.shape[0]
     agent = ActorCritic(obs_dim, envs.single_action_space, args.hidden_size, args.norm_obs)

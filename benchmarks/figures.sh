@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Every figure of the README: `learn` trains (an hour on two cores), `clock` wants an idle machine and SB3_PYTHON, the
+# Every figure of the READMEs: `learn` trains (an hour on two cores), `clock` wants an idle machine and SB3_PYTHON, the
 # Python of an environment with Stable-Baselines3 (requirements.txt), `draw` makes the pictures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 learn() {
     grid() { python benchmarks/grid.py "$@"; }

@@ -43,7 +43,7 @@ def run(words, seed, sb3_python, log_dir):
     """Run a command; returns its wall-clock seconds and its last steps per second."""
     python, folder = (sb3_python, ROOT / "benchmarks") if "sb3_peer.py" in words else (sys.executable, ROOT)
     words = [str(folder / word) if word.endswith(".py") else word for word in words.replace("SEED", seed).split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     start = time.perf_counter()
     done = subprocess.run([python, *words], cwd=log_dir, env=environment, capture_output=True, text=True, check=True)
     return time.perf_counter() - start, float(re.findall(r"(\d+) steps/s", done.stdout)[-1])

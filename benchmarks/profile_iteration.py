@@ -4,6 +4,7 @@ python benchmarks/profile_iteration.py CartPole-v1
 """
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,10 +31,10 @@ def main(env_id):
     torch.set_num_threads(1)
     args, rng = ppo.Args(env_id=env_id), np.random.default_rng(0)
     env, steps = ppo.make_env(env_id), args.num_steps
-    agent = ppo.ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size)
-    optimizer = ppo.make_optimizer(agent, args.learning_rate)
+    agent = ppo.ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size, args.norm_obs)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     obs, _ = env.reset(seed=0)
-    rollout, _, _ = ppo.collect_rollout(env, agent, obs, steps, rng)
+    rollout, transitions, _, _ = ppo.collect_rollout(env, agent, obs, steps, rng)
 
     bare = gym.make(env_id)
     bare.reset(seed=0)
@@ -44,26 +45,25 @@ def main(env_id):
         if terminated or truncated:
             bare.reset()
 
-    normalise, act = agent.behaviour()
-    noise = agent.sample_noise(rng, 1)[0]
-    row = rollout["raw_obs"][0]
+    actor, noise = agent.numpy_actor(), rng.gumbel(size=env.action_space.n)
+    row = rollout["obs"][0].numpy()
 
     def forward():
         with torch.no_grad():
             agent.evaluate_actions(rollout["obs"], rollout["actions"])
             agent(rollout["obs"])
 
-    transitions = [rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated")]
     advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
     agent.return_stats.update(returns)
+    path = Path(tempfile.mkdtemp(), "checkpoint.pt")
     parts = {
         "environment alone": clock(bare_step, 5000),
-        "action": clock(lambda: act(normalise(row), noise), 5000),
+        "action": clock(lambda: (actor(row) + noise).argmax(), 5000),
         "values and log-probabilities": clock(forward, 20) / steps,
         "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], steps, rng), 5) / steps,
         "advantages": clock(lambda: ppo.compute_gae(*transitions, args.gamma, args.gae_lambda), 20) / steps,
         "update": clock(lambda: ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng), 3) / steps,
-        "checkpoint in memory": clock(lambda: ppo.checkpoint_state(agent, optimizer, args, 0, 0, []), 20) / steps,
+        "checkpoint": clock(lambda: ppo.save_checkpoint(path, args, 0, agent, optimizer), 20) / steps,
     }
     parts["rollout beyond the environment"] = parts["whole rollout"] - parts["environment alone"]
     minibatches = args.num_minibatches * args.update_epochs

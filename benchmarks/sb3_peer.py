@@ -27,7 +27,7 @@ class SharedBackbone(BaseFeaturesExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space, 64)
         inputs = observation_space.shape[0]
-        self.layers = nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+        self.layers = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
 
     def forward(self, obs):
         return self.layers(obs)

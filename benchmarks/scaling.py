@@ -1,6 +1,6 @@
 """Steps per second of ppo_vector.py on CartPole over the number of its native environments.
 
-    python benchmarks/scaling.py
+    OPENBLAS_NUM_THREADS=1 python benchmarks/scaling.py
 
 Every iteration has 16 steps of each environment, but 2048 in all at the least, and trains 4 epochs of 4 minibatches.
 Writes benchmarks/results/scaling.csv and scaling.png. On an otherwise idle machine.
@@ -28,17 +28,18 @@ def measure(num_envs, seconds=4.0):
     num_steps = max(16, 2048 // num_envs)
     args = ppo.Args(num_envs=num_envs, num_steps=num_steps, num_minibatches=4, update_epochs=4, hidden_size=64)
     envs, rng = ppo.make_envs(args.env_id, num_envs), np.random.default_rng(0)
-    agent = ppo.ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, args.hidden_size)
-    optimizer = ppo.make_optimizer(agent, args.learning_rate)
-    (obs, _), ended = envs.reset(seed=0), np.zeros(num_envs, bool)
+    obs_dim = envs.single_observation_space.shape[0]
+    agent = ppo.ActorCritic(obs_dim, envs.single_action_space, args.hidden_size, args.norm_obs)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    (obs, _), done = envs.reset(seed=0), np.zeros(num_envs, bool)
     spent, steps = np.zeros(2), 0
     while spent.sum() < seconds:
         start = time.perf_counter()
-        rollout, obs, ended, _ = ppo.collect_rollout(envs, agent, obs, ended, num_steps, rng)
+        rollout, transitions, obs, done, _ = ppo.collect_rollout(envs, agent, obs, done, num_steps, rng)
         middle = time.perf_counter()
-        transitions = (rollout[k] for k in ("rewards", "values", "next_values", "terminated", "truncated"))
         advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
-        agent.return_stats.update(returns[rollout["valid"]])
+        advantages, returns = advantages[rollout["valid"]], returns[rollout["valid"]]
+        agent.return_stats.update(returns)
         ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
         spent += middle - start, time.perf_counter() - middle
         steps += int(rollout["valid"].sum())

@@ -1,20 +1,19 @@
 import importlib
-import io
-import runpy
-import signal
+import os
+import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
+import gymnasium as gym
 import numpy as np
-import probe_envs
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import probe_envs
+
 ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
 CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]
 # For what does not depend on the actions: each script once.
@@ -34,8 +33,8 @@ def read_scalars(folder):
     return {tag: points for tag, points in scalars.items() if tag != "charts/SPS"}
 
 
-def assert_same_weights(one, other):
-    """Equal to the bit: the state_dicts of two agents."""
+def assert_same(one, other):
+    """Equal to the bit: two state_dicts."""
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -47,40 +46,26 @@ def sandbox(tmp_path, monkeypatch):
 
 
 class Player:
-    """Collects rollouts on an environment of one's own by any script, in envs.unwrapped.log of each its transitions."""
+    """Collects rollouts on an environment by any script. `logs` are the transitions that the environments saw."""
 
     def __init__(self, script, agent, env_id, num_envs=3):
-        self.script, self.agent, self.ended = script, agent, []
-        if hasattr(script, "make_envs"):
-            self.env = script.make_envs(env_id, num_envs, "sync")
-            self.envs, self.ended = self.env.envs, [np.zeros(num_envs, bool)]
-        else:
-            self.env = script.make_env(env_id)
-            self.envs = [self.env]
+        self.script, self.agent = script, agent
+        self.vector = hasattr(script, "make_envs")
+        self.env = script.make_envs(env_id, num_envs, "sync") if self.vector else script.make_env(env_id)
+        self.done = [np.zeros(num_envs, bool)] if self.vector else []
         self.obs, _ = self.env.reset(seed=3)
-
-    def play(self, num_steps, rng, first_step=0):
-        """One rollout and its episodes; of a vector environment with valid (T, N), False where a row is a reset."""
-        rollout, self.obs, *self.ended, episodes = self.script.collect_rollout(
-            self.env, self.agent, self.obs, *self.ended, num_steps, rng, first_step
-        )
-        return rollout, episodes
 
     @property
     def logs(self):
-        return [env.unwrapped.log for env in self.envs]
+        return [env.unwrapped.log for env in (self.env.unwrapped.envs if self.vector else [self.env])]
 
-
-def column(rollout, i):
-    """The rows of environment i, without those of a reset."""
-    if "valid" not in rollout:
-        return {name: np.asarray(value) for name, value in rollout.items()}
-    return {name: np.asarray(value)[rollout["valid"][:, i], i] for name, value in rollout.items()}
-
-
-def all_rows(rollout, array):
-    """An array of the rollout's shape as (rows, ...), without the rows of a reset."""
-    return array[torch.as_tensor(rollout["valid"])] if "valid" in rollout else array
+    def play(self, num_steps, rng):
+        """One rollout, its transitions and its episodes."""
+        rollout, transitions, self.obs, *self.done, episodes = self.script.collect_rollout(
+            self.env, self.agent, self.obs, *self.done, num_steps, rng
+        )
+        rollout.setdefault("valid", np.ones(num_steps, bool))
+        return rollout, transitions, episodes
 
 
 @pytest.fixture(scope="session", params=CASES, ids="-".join)
@@ -106,17 +91,21 @@ def probe(family):
 
 @pytest.fixture(scope="session")
 def action_space(family):
-    return probe_envs.ACTIONS[family]
+    """What ActorCritic sees: one Discrete choice for each combination, or a Box."""
+    space = probe_envs.ACTIONS[family]
+    return gym.spaces.Discrete(int(space.nvec.prod())) if family == "Discrete" else space
 
 
 @pytest.fixture
 def agent(script, action_space):
     """An agent for the Recorder with weights so large that its policy is far from uniform."""
     torch.manual_seed(0)
-    agent = script.ActorCritic(3, action_space, 16)
+    agent = script.ActorCritic(3, action_space, 16, True)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
+    agent.obs_stats.update(torch.randn(50, 3) * 0.4 + 0.1)
+    agent.return_stats.update(torch.arange(9.0))
     return agent
 
 
@@ -133,7 +122,8 @@ def tiny(script, probe, tmp_path):
         small = {"env_id": probe("Recorder"), "total_timesteps": 64, "num_steps": 16, "num_minibatches": 2}
         if hasattr(script.Args, "num_envs"):
             small |= {"num_envs": 2, "num_steps": 8}
-        return script.Args(**small | {"eval_episodes": 0, "log_dir": str(tmp_path / "runs")} | flags)
+        small |= {"norm_obs": False, "target_kl": None, "eval_episodes": 0, "log_dir": str(tmp_path / "runs")}
+        return script.Args(**small | flags)
 
     return tiny
 
@@ -155,23 +145,18 @@ def record(script, monkeypatch):
     return record
 
 
-@pytest.fixture(scope="session")
-def command(script):
-    """Run the script's command line in this process: its exit code, stdout and stderr."""
+@pytest.fixture
+def launch(tmp_path):
+    """Run a command line in a process of its own, with the probe environments at hand."""
 
-    def command(*flags):
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-        argv = mock.patch.object(sys, "argv", [script.__file__, *map(str, flags)])
-        try:
-            with argv, redirect_stdout(out), redirect_stderr(err):
-                runpy.run_path(script.__file__, run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            for number, handler in handlers:
-                signal.signal(number, handler)
-        return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+    def launch(path, *flags, launcher=(), **environment):
+        environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"} | environment
+        command = [sys.executable, *launcher, str(path), *map(str, flags)]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
-    return command
+    return launch
+
+
+def run_folder(log_dir="runs"):
+    (folder,) = Path(log_dir).iterdir()
+    return folder

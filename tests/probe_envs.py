@@ -1,5 +1,6 @@
 """Tiny Gymnasium environments with known answers: --env-id probe_envs:NAME-v0, with this folder on the Python path."""
 
+import copy
 import fcntl
 import itertools
 import os
@@ -115,7 +116,7 @@ class Recorder(gym.Env):
     """
 
     def __init__(self, action_space, observation_space, render_mode=None):
-        self.action_space, self.observation_space = action_space, observation_space
+        self.action_space, self.observation_space = action_space, copy.deepcopy(observation_space)
         self.log, self.resets = [], 0
 
     def reset(self, *, seed=None, options=None):
@@ -309,3 +310,66 @@ for name, space in OBSERVATION_SPACES.items():
 same_step = partial(NativeRecorder, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 gym.register("NativeSameStep-v0", Recorder, vector_entry_point=same_step, kwargs=recorder)
 gym.register("NativeUntold-v0", Recorder, vector_entry_point=partial(NativeRecorder, told=False), kwargs=recorder)
+
+
+class Same(Recorder):
+    """A Recorder whose observation is always the same."""
+
+    def __init__(self, **spaces):
+        super().__init__(**spaces)
+        self.observation_space.sample = lambda: np.array([0.3, -0.2, 0.5], np.float32)
+
+
+class Alone(Recorder):
+    """A Recorder of which only one may be open at a time."""
+
+    opened = False
+
+    def __init__(self, **spaces):
+        assert not Alone.opened, "another one is open"
+        super().__init__(**spaces)
+        Alone.opened = True
+
+    def close(self):
+        Alone.opened = False
+
+
+class Failing(Recorder):
+    """A Recorder that raises the error named by $PROBE_ERROR in its 50th step."""
+
+    def step(self, action):
+        if len(self.log) == 50:
+            raise {"import": ImportError, "float": FloatingPointError, "os": OSError}[os.environ["PROBE_ERROR"]]("mine")
+        return super().step(action)
+
+
+class GlobalRandom(Recorder):
+    """A Recorder with rewards from the global generator of NumPy."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, np.random.normal(), *rest
+
+
+class Mixture(gym.Env):
+    """Half the episodes are 400 steps long and return 300, the others 25 steps and return -100."""
+
+    def __init__(self, action_space):
+        self.action_space, self.observation_space = action_space, Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.long, self.t = self.np_random.random() < 0.5, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        done = self.t == (400 if self.long else 25)
+        return np.zeros(1, np.float32), 0.75 if self.long else -4.0, done, False, {}
+
+
+for family in ("Discrete", "Box"):
+    several = ACTIONS[family]
+    for probe in (Same, Alone, Failing, GlobalRandom):
+        register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
+    register(f"Mixture{family}", Mixture, action_space=several)

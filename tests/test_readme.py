@@ -1,14 +1,14 @@
 """The README's commands parse, and its tables name what exists."""
 
-import dataclasses
 import itertools
 import re
 import shlex
 
 import pytest
 import tyro
+
 from conftest import ROOT, SCRIPTS, load_script
-from test_run import TAGS
+from test_runs import TAGS
 
 
 @pytest.fixture(scope="session")
@@ -56,16 +56,6 @@ def table_words(readme, pattern):
     """What stands in backticks in the README's tables and is of that pattern."""
     rows = [line for line in readme.splitlines() if line.startswith("|")]
     return {word for row in rows for word in re.findall(rf"`({pattern})`", row)}
-
-
-def test_tables_name_all_flags_and_no_others(readme):
-    flags = set()
-    for name in SCRIPTS:
-        for field in dataclasses.fields(load_script(name).Args):
-            flags.add(f"--{field.name.replace('_', '-')}")
-    named = {word.split()[0] for word in table_words(readme, r"--[^`]+")}
-    negated = {f"--no-{flag[2:]}" for flag in flags}
-    assert named - negated - {"--help"} == flags
 
 
 def test_tables_name_all_metrics_and_no_others(readme):

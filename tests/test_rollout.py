@@ -1,112 +1,115 @@
+"""collect_rollout: each row is one transition of the environment, and an episode goes on in the next rollout."""
+
 import numpy as np
 import pytest
-import reference
 import torch
-from conftest import all_rows, column
-from gymnasium.spaces import Box
 
-FIELDS = ("raw_obs", "actions", "rewards", "next_obs", "terminated", "truncated")
+import reference
+
+NAMES = ("rewards", "values", "next_values", "terminated", "truncated")
+
+
+def column(rollout, transitions, i):
+    """The transitions of environment i, without the steps that were resets, and the rows of the rollout."""
+    valid = rollout["valid"] if rollout["valid"].ndim == 2 else rollout["valid"][:, None]
+    rows = np.flatnonzero(valid.ravel()).searchsorted(np.flatnonzero(valid[:, i]) * valid.shape[1] + i)
+    one = {name: np.reshape(x, valid.shape)[valid[:, i], i] for name, x in zip(NAMES, transitions, strict=True)}
+    return one | {name: rollout[name].numpy()[rows] for name in ("obs", "actions", "logprobs")}
 
 
 def as_arrays(log):
-    return dict(zip(FIELDS, map(np.array, zip(*log, strict=True)), strict=True))
+    names = ("obs", "actions", "rewards", "next_obs", "terminated", "truncated")
+    return dict(zip(names, map(np.array, zip(*log, strict=True)), strict=True))
 
 
-@pytest.fixture
-def long(player):
-    """[(rows of the rollout, log)] of each environment, 300 steps long, and the episodes. Every kind of end occurs."""
+def test_rows_are_the_transitions_of_the_environment(player, agent, family):
+    """Values at the end of an episode are those of its last observation, which the log has, not of the reset."""
     played = player()
-    rollout, episodes = played.play(300, np.random.default_rng(5), first_step=1000)
-    pairs = [(column(rollout, i), as_arrays(log)) for i, log in enumerate(played.logs)]
-    for _, log in pairs:
-        both = log["terminated"] & log["truncated"]
-        assert 0 < both.sum() < log["terminated"].sum()
-    return pairs, rollout, episodes
-
-
-def test_each_row_is_one_transition_of_the_environment(long, action_space):
-    for rows, log in long[0]:
-        for name in ("raw_obs", "rewards", "terminated", "truncated"):
-            np.testing.assert_array_equal(rows[name], log[name])
-        actions = rows["actions"]
-        if isinstance(action_space, Box):
-            assert abs(actions).max() > 1  # the sample is stored, not what clipping left of it
-            actions = np.clip(actions, -1, 1)
-        np.testing.assert_allclose(actions, log["actions"], rtol=1e-6)
-
-
-@pytest.mark.parametrize("with_statistics", [False, True])
-def test_values_and_logprobs_are_those_of_the_torch_policy(player, agent, action_space, with_statistics):
-    """next_values at an episode's end are those of its true last observation, which the log has, not of the reset."""
-    if with_statistics:
-        agent.obs_stats.update(np.random.default_rng(0).normal(0.1, 0.3, (50, 3)))
-        agent.return_stats.update(np.arange(9.0))
-    played = player()
-    rollout, _ = played.play(100, np.random.default_rng(5))
-    mean, std = (torch.as_tensor(moment) for moment in agent.obs_stats.moments())
-    return_mean, return_std = agent.return_stats.mean.item(), agent.return_stats.var.item() ** 0.5
+    rollout, transitions, episodes = played.play(300, np.random.default_rng(5))
+    ends, expected_episodes = 0, []
     for i, log in enumerate(played.logs):
-        rows, log = column(rollout, i), as_arrays(log)
-        obs, next_obs = ((torch.as_tensor(log[name]) - mean) / std for name in ("raw_obs", "next_obs"))
+        rows, log = column(rollout, transitions, i), as_arrays(log)
+        for name in ("obs", "rewards", "terminated", "truncated"):
+            np.testing.assert_allclose(rows[name], log[name], rtol=1e-6)
+        if family == "Box":
+            assert abs(rows["actions"]).max() > 1  # the sample is stored, not what clipping left of it
+            np.testing.assert_allclose(np.clip(rows["actions"], -1, 1), log["actions"], rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(rows["actions"], np.ravel_multi_index(log["actions"].T, (2, 5, 3)))
         with torch.no_grad():
-            actions = torch.as_tensor(rows["actions"])
-            logprobs, _, values = reference.evaluate_actions(agent, action_space, obs, actions)
-            next_values = agent.critic(agent.backbone(next_obs))[:, 0]
-        np.testing.assert_allclose(rows["obs"], obs, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(rows["logprobs"], logprobs, rtol=1e-4, atol=1e-5)
-        for name, normalised in (("values", values), ("next_values", next_values)):
-            np.testing.assert_allclose(rows[name], normalised * return_std + return_mean, rtol=1e-4, atol=1e-5)
-
-
-def test_episodes_are_complete_and_dated_by_their_last_step(long):
-    pairs, rollout, episodes = long
-    valid = rollout.get("valid", np.ones((300, 1), bool))
-    steps, expected = 1000 + valid.sum(1).cumsum(), []
-    for i, (_, log) in enumerate(pairs):
-        ends = np.flatnonzero(log["terminated"] | log["truncated"])
-        starts = [0, *(ends[:-1] + 1)]
-        dates = steps[valid[:, i]][ends]
-        expected += [
-            (date, pytest.approx(log["rewards"][start : end + 1].sum(), abs=1e-5), end - start + 1)
-            for date, start, end in zip(dates, starts, ends, strict=True)
-        ]
-    assert sorted(episodes) == sorted(expected, key=lambda episode: (episode[0], episode[1].expected))
+            distribution, values = reference.policy(agent, torch.as_tensor(log["obs"]))
+            logprobs = distribution.log_prob(torch.as_tensor(rows["actions"]))
+            _, next_values = agent(torch.as_tensor(log["next_obs"]))
+        for name, array in (("logprobs", logprobs), ("values", values), ("next_values", next_values)):
+            np.testing.assert_allclose(rows[name], array, rtol=1e-4, atol=1e-5)
+        done = np.flatnonzero(log["terminated"] | log["truncated"])
+        ends += (log["terminated"] & log["truncated"]).sum()
+        for start, end in zip([0, *(done[:-1] + 1)], done, strict=True):
+            expected_episodes.append((log["rewards"][start : end + 1].sum(), end - start + 1))
+    assert ends > 0
+    np.testing.assert_allclose(sorted(episodes), sorted(expected_episodes), rtol=1e-4, atol=1e-4)
 
 
 def test_the_episode_goes_on_in_the_next_rollout(player):
-    played, rng, step, seen, episodes = player(), np.random.default_rng(0), 0, [], []
-    for num_steps in (50, 1, 1, 1, 10, 7, 10, 20):
-        rollout, more = played.play(num_steps, rng, step)
-        seen.append([column(rollout, i)["raw_obs"] for i in range(len(played.envs))])
-        step += sum(map(len, seen[-1]))
+    played, rng, seen, episodes = player(), np.random.default_rng(0), [], []
+    for num_steps in (50, 2, 10, 7, 3, 20):
+        rollout, transitions, more = played.play(num_steps, rng)
+        seen.append([column(rollout, transitions, i)["obs"] for i in range(len(played.logs))])
         episodes += more
+    lengths = []
     for i, log in enumerate(played.logs):
-        np.testing.assert_array_equal(np.concatenate([rows[i] for rows in seen]), as_arrays(log)["raw_obs"])
-        ended = [terminated or truncated for *_, terminated, truncated in log]
-        for t in range(len(log) - 1):
-            assert (log[t][3] == log[t + 1][0]).all() == (not ended[t])
-    assert sum(map(len, played.logs)) == step
-    ends = [np.flatnonzero(as_arrays(log)["terminated"] | as_arrays(log)["truncated"]) for log in played.logs]
-    assert sorted(length for *_, length in episodes) == sorted(np.concatenate([np.diff(e, prepend=-1) for e in ends]))
-
-
-def test_actions_without_noise_are_greedy(player, agent, action_space):
-    rollout, _ = player().play(30, rng=None)
-    with torch.no_grad():
-        parts, _ = reference.distributions(agent, action_space, all_rows(rollout, rollout["obs"]))
-    modes = torch.stack([part.mode for part in parts], -1)
-    torch.testing.assert_close(all_rows(rollout, rollout["actions"]), modes)
+        log = as_arrays(log)
+        np.testing.assert_array_equal(np.concatenate([rows[i] for rows in seen]), log["obs"])
+        done = log["terminated"] | log["truncated"]
+        np.testing.assert_array_equal((log["next_obs"][:-1] == log["obs"][1:]).all(-1), ~done[:-1])
+        lengths += np.diff(np.flatnonzero(done), prepend=-1).tolist()
+    assert sorted(length for _, length in episodes) == sorted(lengths)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("trouble", ["obs nan", "obs inf", "obs -inf", "reward nan", "reward inf"])
+@pytest.mark.parametrize("trouble", ["obs nan", "obs inf", "reward nan", "reward -inf"])
 @pytest.mark.parametrize("step", [1, 13, 20])
-def test_nan_and_inf_are_named_with_their_step(player, monkeypatch, trouble, step):
-    """A vector environment takes several steps at a time, and names the last of them."""
+def test_nan_and_inf_end_the_program(player, monkeypatch, trouble, step):
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", f"{step} {trouble}")
-    played = player("Trouble")
-    with pytest.raises(FloatingPointError) as failure:
-        played.play(20, np.random.default_rng(5), first_step=400)
-    named = int(str(failure.value).split()[-1])
-    assert 400 + step <= named < 400 + step + len(played.envs)
+    with pytest.raises(SystemExit, match="NaN or Inf"):
+        player("Trouble").play(20, np.random.default_rng(5))
+
+
+def skip_connection(self, obs):
+    obs = (obs - self.obs_stats.mean) / self.obs_stats.std
+    hidden = self.backbone(obs)
+    return self.actor(hidden + self.backbone[:2](obs)), self.critic(hidden).squeeze(-1)
+
+
+def scaled(self, obs):
+    hidden = self.backbone(obs / 255)
+    return self.actor(hidden), self.critic(hidden).squeeze(-1)
+
+
+@pytest.mark.parametrize("forward", [skip_connection, scaled])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_an_edit_to_forward_alone_is_refused(script, player, agent, action_space, monkeypatch, forward, fresh):
+    played = player()
+    if fresh:
+        played.agent = script.ActorCritic(3, action_space, 16, False)
+    played.play(100, np.random.default_rng(0))
+    monkeypatch.setattr(script.ActorCritic, "forward", forward)
+    with pytest.raises(AssertionError, match="numpy_actor and forward"):
+        played.play(100, np.random.default_rng(0))
+
+
+def test_a_layer_that_numpy_actor_lacks_is_refused(agent):
+    agent.backbone.insert(1, torch.nn.LayerNorm(16))
+    with pytest.raises(AssertionError, match="numpy_actor and forward"):
+        agent.numpy_actor()
+
+
+def test_the_line_of_the_message_acts_in_torch(script, player, agent):
+    """The same rollout, by the one line that the message gives in place of numpy_actor."""
+    expected, *_ = player().play(50, np.random.default_rng(0))
+    line = script.NETWORKS_DIFFER.splitlines()[1].strip().removeprefix("return ")
+    agent.numpy_actor = lambda: eval(line, {"self": agent, "torch": torch})
+    rollout, *_ = player().play(50, np.random.default_rng(0))
+    torch.testing.assert_close(rollout["actions"], expected["actions"])
+    torch.testing.assert_close(rollout["logprobs"], expected["logprobs"])

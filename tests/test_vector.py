@@ -1,0 +1,255 @@
+"""ppo_vector.py alone: resets, native environments, torchrun, asynchronous environments. As a script: one of two."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import ppo_vector
+import pytest
+import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
+from torch import distributed as dist
+
+import probe_envs
+from conftest import ROOT, TESTS, assert_same, read_scalars, run_folder
+
+discrete = pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
+both_families = pytest.mark.parametrize(
+    "case", [("ppo_vector", "Discrete"), ("ppo_vector", "Box")], ids="-".join, indirect=True
+)
+TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+
+# What probe_envs.Scripted plays, one character a step: "." goes on, T, U and B end an episode, r is the reset after it.
+TRACE = np.array([list("..Tr.Ur.Br.T"), list("TrTr.BrUr..U"), list(".....TrTrTr.")]).T
+
+
+def play(envs, agent, num_steps, state=None, seed=0):
+    obs, done = state or (envs.reset(seed=seed)[0], np.zeros(envs.num_envs, bool))
+    return ppo_vector.collect_rollout(envs, agent, obs, done, num_steps, np.random.default_rng(7))
+
+
+@discrete
+@pytest.mark.parametrize("lengths", [[12], [5, 7], [2] * 6], ids=str)
+def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
+    """Three environments that all end in the sixth step, whatever the lengths of the rollouts."""
+    expected_obs, ends = [np.array([(i, 0, 0) for i in range(3)])], []
+    for marks in TRACE:
+        obs = expected_obs[-1].copy()
+        for i, mark in enumerate(marks):
+            obs[i] = (i, obs[i, 1] + 1, 0) if mark == "r" else obs[i] + (0, 0, 1)
+            if mark in "TUB":
+                ends.append((10 * i * obs[i, 2] + sum(range(obs[i, 2] + 1)), obs[i, 2]))
+        expected_obs.append(obs)
+    envs, state, parts, episodes = ppo_vector.make_envs("probe_envs:Scripted-v0", 3, "sync"), None, [], []
+    for num_steps in lengths:
+        rollout, transitions, *state, more = play(envs, agent, num_steps, state)
+        parts.append((rollout["obs"], rollout["valid"], *transitions))
+        episodes += more
+    obs, valid, rewards, _, next_values, terminated, truncated = (np.concatenate(x) for x in zip(*parts, strict=True))
+    next_obs = np.array(expected_obs[1:], np.float32)
+    np.testing.assert_array_equal(valid, TRACE != "r")
+    np.testing.assert_array_equal(terminated[valid], np.isin(TRACE, ["T", "B"])[valid])
+    np.testing.assert_array_equal(truncated[valid], np.isin(TRACE, ["U", "B"])[valid])
+    np.testing.assert_array_equal(state[1], [True, True, False])
+    np.testing.assert_array_equal(obs, np.array(expected_obs[:-1])[valid])
+    np.testing.assert_array_equal(rewards[valid], (next_obs[..., 0] * 10 + next_obs[..., 2])[valid])
+    with torch.no_grad():
+        _, expected_values = agent(torch.as_tensor(next_obs[valid]))
+    np.testing.assert_allclose(next_values[valid], expected_values, rtol=1e-4, atol=1e-5)
+    assert episodes == ends
+
+
+@both_families
+def test_rows_of_a_native_vector_environment_are_its_transitions(agent, probe):
+    envs = ppo_vector.make_envs(probe("NativeRecorder"), 3)
+    rollout, (rewards, _, _, terminated, truncated), *_, episodes = play(envs, agent, 80)
+    expected = []
+    for i, env in enumerate(envs.unwrapped.envs):
+        valid = rollout["valid"][:, i]
+        _, _, logged_rewards, _, logged_terminated, logged_truncated = map(np.array, zip(*env.log, strict=True))
+        np.testing.assert_array_equal(rewards[valid, i], logged_rewards)
+        np.testing.assert_array_equal(terminated[valid, i], logged_terminated)
+        np.testing.assert_array_equal(truncated[valid, i], logged_truncated)
+        for start, end in itertools.pairwise([0, *(np.flatnonzero(logged_terminated | logged_truncated) + 1)]):
+            expected.append((logged_rewards[start:end].sum(), end - start))
+    assert len(expected) > 30
+    np.testing.assert_allclose(sorted(episodes), sorted(expected), rtol=1e-4, atol=1e-4)
+
+
+@both_families
+def test_sync_and_async_give_the_same_rollout(agent, probe):
+    results = []
+    for mode in ("sync", "async"):
+        envs = ppo_vector.make_envs(probe("Recorder"), 3, mode)
+        rollout, transitions, *rest = play(envs, agent, 60)
+        results.append([{name: np.asarray(value) for name, value in rollout.items()}, transitions, *rest])
+        envs.close()
+    np.testing.assert_equal(*results)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_every_mode_has_next_step_autoreset(mode):
+    envs = ppo_vector.make_envs("CartPole-v1", 2, mode)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert isinstance(envs.unwrapped, CartPoleVectorEnv) == (mode == "vector_entry_point")
+    envs.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["NativeSameStep", "NativeUntold"])
+def test_a_vector_environment_without_next_step_autoreset_is_refused(name):
+    with pytest.raises(SystemExit, match="NEXT_STEP"):
+        ppo_vector.make_envs(f"probe_envs:{name}-v0", 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", probe_envs.OBSERVATION_SPACES)
+def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_single_ones(name):
+    rollouts = []
+    for mode in ("sync", "vector_entry_point"):
+        envs = ppo_vector.make_envs(f"probe_envs:Native{name}-v0", 1, mode)
+        torch.manual_seed(0)
+        agent = ppo_vector.ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, 16, False)
+        rollouts.append(play(envs, agent, 20)[0])
+    np.testing.assert_array_equal(rollouts[0]["obs"], rollouts[1]["obs"])
+
+
+@discrete
+def test_long_episodes_count_as_often_as_short_ones(tiny, record):
+    """Half are 400 steps long and return 300, half 25 and return -100: the mean is 100, checkpoint after checkpoint."""
+    rollouts = record("collect_rollout")
+    flags = {"num_envs": 16, "num_steps": 64, "total_timesteps": 120_000, "hidden_size": 8, "update_epochs": 1}
+    ppo_vector.train(tiny(env_id="probe_envs:MixtureDiscrete-v0", checkpoint_interval=1, **flags))
+    returns = [episode_return for *_, episodes in rollouts for episode_return, _ in episodes]
+    assert len(returns) > 400
+    assert np.mean(returns) == pytest.approx(100, abs=35)
+
+
+@discrete
+def test_no_two_environments_begin_alike(tiny, monkeypatch):
+    """Of two seeds and two processes; the same seed begins alike."""
+    collect_rollout, runs = ppo_vector.collect_rollout, []
+
+    def observe(envs, agent, obs, *rest):
+        runs[-1].append(obs.copy())
+        return collect_rollout(envs, agent, obs, *rest)
+
+    monkeypatch.setattr(ppo_vector, "collect_rollout", observe)
+    for seed, rank in [(1, 0), (1, 1), (2, 0), (2, 1), (1, 0)]:
+        monkeypatch.setenv("RANK", str(rank))
+        runs.append([])
+        ppo_vector.train(tiny(seed=seed, log_dir=f"runs{len(runs)}", env_id="CartPole-v1", num_envs=4))
+    first = [run[0] for run in runs]
+    np.testing.assert_array_equal(first[0], first[4])
+    assert len(np.unique(np.concatenate(first[:4]), axis=0)) == 16
+
+
+RUN = {"env_id": "probe_envs:RecorderDiscrete-v0", "total_timesteps": 600, "num_steps": 32, "num_envs": 2}
+RUN |= {"num_minibatches": 1, "norm_obs": True, "update_epochs": 1, "eval_episodes": 3, "hidden_size": 16}
+
+
+def work(folder):
+    """What each of two processes does: a whole run, of which it saves the observations, returns and gradients."""
+    rank, obs, targets, gradients = int(os.environ["RANK"]), [], [], []
+    collect_rollout, ppo_update, average = ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average
+
+    def collect(*args):
+        rollout, *rest = collect_rollout(*args)
+        obs.append(rollout["obs"])
+        return rollout, *rest
+
+    def update(agent, optimizer, rollout, advantages, returns, *rest):
+        targets.append(torch.as_tensor(returns))
+        return ppo_update(agent, optimizer, rollout, advantages, returns, *rest)
+
+    def averaged(tensor):
+        own = tensor.clone()
+        result = average(tensor)
+        if own.numel() > 500:  # not the moments
+            gradients.append((own, result.clone()))
+        return result
+
+    ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average = collect, update, averaged
+    agent = ppo_vector.train(ppo_vector.Args(**RUN, log_dir=f"{folder}/runs"))
+    results = {"obs": torch.cat(obs), "targets": torch.cat(targets), "gradients": gradients}
+    torch.save(results | {"weights": agent.state_dict()}, Path(folder, f"{rank}.pt"))
+
+
+def test_two_processes_train_as_one(tmp_path):
+    command = [sys.executable, *TORCHRUN, __file__, tmp_path]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert_same(one["weights"], other["weights"])
+    assert not torch.equal(one["obs"][:10], other["obs"][:10])
+    for name, recorded in (("obs_stats", "obs"), ("return_stats", "targets")):
+        rows = torch.cat([one[recorded], other[recorded]])
+        torch.testing.assert_close(one["weights"][f"{name}.mean"], rows.mean(0).float(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one["weights"][f"{name}.std"], rows.std(0, correction=0).float(), rtol=1e-3, atol=0)
+        assert one["weights"][f"{name}.count"] == len(rows) / 2
+    assert len(one["gradients"]) > 3
+    for (mine, mean), (theirs, same) in zip(one["gradients"], other["gradients"], strict=True):
+        assert_same(mean, same)
+        torch.testing.assert_close(mean, (mine + theirs) / 2)
+    folder = run_folder(tmp_path / "runs")
+    assert len([*folder.glob("events*")]) == 1
+    assert done.stdout.count("checkpoint: ") == done.stdout.count("evaluation: ") == 1
+    steps = [step for step, _ in read_scalars(folder)["losses/entropy"]]
+    assert steps == [*range(256, 641, 128)]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the script on the Accident, after the launcher's words; its output goes to the files out and err."""
+    processes = []
+
+    def start(accident, mode, launcher=()):
+        flags = f"--env-id probe_envs:Accident-v0 --vectorization-mode {mode} --num-envs 3 --num-steps 32"
+        words = [*launcher, ROOT / "ppo_vector.py", *flags.split(), "--num-minibatches", "2", "--eval-episodes", "0"]
+        env = os.environ | {"PROBE_ACCIDENT": accident, "PROBE_FOLDER": str(tmp_path), "PYTHONPATH": str(TESTS)}
+        with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+            options = {"stdout": out, "stderr": err, "start_new_session": True}
+            restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+            processes.append(subprocess.Popen([sys.executable, *words], env=env, cwd=tmp_path, **options, **restore))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("mode, launcher", [("async", ()), ("sync", TORCHRUN)], ids=["async", "torchrun"])
+def test_a_killed_process_ends_the_run(start, tmp_path, mode, launcher):
+    """Of asynchronous environments one, or one of torchrun's processes."""
+    assert start("kill", mode, launcher).wait(90) > 0
+    assert (tmp_path / "accident").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_path, number):
+    process = start("none", "async")
+    end = time.monotonic() + 60
+    while "step" not in (tmp_path / "out").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    assert process.wait(30) == 128 + number
+    assert (tmp_path / "out").read_text().splitlines()[-1].startswith("checkpoint: ")
+
+
+def test_the_agent_of_discrete_actions_has_no_gaussian():
+    assert "log_std" not in ppo_vector.ActorCritic(3, Discrete(2), 8, False).state_dict()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
+    assert not dist.is_initialized()
