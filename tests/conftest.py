@@ -6,11 +6,10 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import probe_envs
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-import probe_envs
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent

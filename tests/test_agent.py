@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+import reference
 import scipy.stats
 import torch
-
-import reference
 from conftest import assert_same
 
 OBS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-
 from conftest import Player
 
 QUICK = {"total_timesteps": 3072, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}

@@ -6,7 +6,6 @@ import shlex
 
 import pytest
 import tyro
-
 from conftest import ROOT, SCRIPTS, load_script
 from test_runs import TAGS
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
-
 import reference
+import torch
 
 NAMES = ("rewards", "values", "next_values", "terminated", "truncated")
 

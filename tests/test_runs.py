@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import CASES, SCRIPTS, Player, assert_same, once_per_script, read_scalars, run_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-from conftest import CASES, SCRIPTS, Player, assert_same, once_per_script, read_scalars, run_folder
 
 TAGS = {
     *("charts/episodic_return", "charts/episodic_length", "charts/episodic_return_20"),

@@ -2,9 +2,8 @@ import copy
 
 import numpy as np
 import pytest
-import torch
-
 import reference
+import torch
 from conftest import assert_same
 
 

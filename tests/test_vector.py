@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ppo_vector
+import probe_envs
 import pytest
 import torch
+from conftest import ROOT, TESTS, assert_same, read_scalars, run_folder
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from torch import distributed as dist
 
-import probe_envs
-from conftest import ROOT, TESTS, assert_same, read_scalars, run_folder
+import ppo_vector
 
 discrete = pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
 both_families = pytest.mark.parametrize(
