@@ -327,7 +327,7 @@ def train(args):
 
     last_returns, solved, start_time = [], False, time.perf_counter()
     try:
-        if args.norm_obs and not args.resume:
+        if args.norm_obs and agent.obs_stats.count == 0:
             # The first rollout only measures the observations: the policy never learns on raw ones.
             rollout, _, obs, _ = collect_rollout(env, agent, obs, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])

@@ -100,7 +100,9 @@ class RunningMeanStd(nn.Module):
 
     def update(self, rows):
         """Merge in the moments of rows (n, *shape) of all processes (Chan, Golub & LeVeque 1979)."""
-        rows = torch.as_tensor(rows, device=self.mean.device) - self.mean
+        rows = (
+            torch.as_tensor(rows, device=self.mean.device).double() - self.mean
+        )  # far from 0, float32 loses the variance
         count = average(torch.tensor(float(len(rows)), device=rows.device))
         delta, square = average(torch.stack([rows.sum(0), rows.square().sum(0)])) / count
         weight = count / (self.count + count)
@@ -390,7 +392,7 @@ def train(args):
 
     last_returns, solved, start_time = [], False, time.perf_counter()
     try:
-        if args.norm_obs and not args.resume:
+        if args.norm_obs and agent.obs_stats.count == 0:
             # The first rollout only measures the observations: the policy never learns on raw ones.
             rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
