@@ -334,6 +334,19 @@ class Alone(Recorder):
         Alone.opened = False
 
 
+class Filmed(Alone):
+    """An Alone that can be filmed."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None, **spaces):
+        super().__init__(**spaces)
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
+
+
 class Failing(Recorder):
     """A Recorder that raises the error named by $PROBE_ERROR in its 50th step."""
 
@@ -370,6 +383,8 @@ class Mixture(gym.Env):
 
 for family in ("Discrete", "Box"):
     several = ACTIONS[family]
-    for probe in (Same, Alone, Failing, GlobalRandom):
+    for probe in (Same, Alone, Filmed, Failing, GlobalRandom):
         register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
     register(f"Mixture{family}", Mixture, action_space=several)
+gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([101, 100])})
+gym.register("AlmostTooManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([100, 100])})
