@@ -25,11 +25,8 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
-
-NETWORKS_DIFFER = """numpy_actor and forward of ActorCritic differ. Change both, or act in torch: let numpy_actor be
-    return lambda obs: self(torch.as_tensor(obs)[None])[0][0].detach().numpy()"""
 
 
 @dataclass
@@ -64,14 +61,14 @@ class Args:
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
 
     def __post_init__(self):
-        positive = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
+        positive = ("total_timesteps", "num_steps", "num_minibatches", "update_epochs", "hidden_size")
         for name in (*positive, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
             raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
-        if self.num_steps < 2 * self.num_minibatches:
-            raise ValueError(f"--num-steps must be at least 2 x --num-minibatches {self.num_minibatches}")
+        if (checkpoint := self.resume or self.evaluate) and not Path(checkpoint).is_file():
+            raise ValueError(f"no such file: {checkpoint}")
 
 
 class RunningMeanStd(nn.Module):
@@ -96,13 +93,14 @@ class RunningMeanStd(nn.Module):
 class ActorCritic(nn.Module):
     """Policy and value function on one backbone."""
 
-    def __init__(self, obs_dim, action_space, hidden, norm_obs):
+    def __init__(self, obs_space, action_space, width, norm_obs):
         super().__init__()
         self.norm_obs = norm_obs
-        self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
-        self.backbone = nn.Sequential(nn.Linear(obs_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.actor = nn.Linear(hidden, action_space.n)
-        self.critic = nn.Linear(hidden, 1)
+        self.obs_stats = RunningMeanStd(obs_space.shape)
+        self.return_stats = RunningMeanStd(())
+        self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.actor = nn.Linear(width, action_space.n)
+        self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
@@ -117,26 +115,24 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values
 
     def numpy_actor(self):
-        """The actor of `forward` in NumPy, where an action takes 6 us instead of 40. Change both or neither."""
-        parameters = [p.detach().cpu().numpy() for p in (*self.backbone.parameters(), *self.actor.parameters())]
-        assert len(parameters) == 6, NETWORKS_DIFFER
-        w1, b1, w2, b2, w3, b3 = parameters
-        mean, std = self.obs_stats.mean.cpu().numpy(), self.obs_stats.std.cpu().numpy()
+        """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
+        return lambda obs: self(torch.as_tensor(obs)[None])[0][0].detach().numpy()"""
+        p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
             if self.norm_obs:
-                obs = np.clip((obs - mean) / std, -10, 10)
-            hidden = np.maximum(obs @ w1.T + b1, 0)
-            hidden = np.maximum(hidden @ w2.T + b2, 0)
-            return hidden @ w3.T + b3
+                obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
+            hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
+            hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
+            return hidden @ p["actor.weight"].T + p["actor.bias"]
 
         return actor
 
     def evaluate_actions(self, obs, actions):
-        """Log-probabilities of actions, entropies and values, each (B,)."""
+        """Log-probabilities of actions (B,), mean entropy and values (B,)."""
         logits, values = self(obs)
         logp = logits.log_softmax(-1)
-        return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1), values
+        return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1).mean(), values
 
 
 def make_env(env_id, video_folder=None):
@@ -145,31 +141,24 @@ def make_env(env_id, video_folder=None):
         env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
         env = gym.wrappers.RecordVideo(env, str(video_folder)) if video_folder else env
     except (gym.error.Error, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: --env-id {env_id}: {error}") from error
+        raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
     # Add wrappers of your own here: returns are still reported in the environment's own units.
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
-    if not isinstance(env.observation_space, Box):
-        raise SystemExit(f"error: --env-id {env_id} has observations of no fixed size: wrap it to give a Box")
     space = env.action_space
-    if not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
-        raise SystemExit(f"error: --env-id {env_id} has actions {space}: use ppo_continuous.py for Box, wrap others")
-    nvec = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
-    if nvec.prod(dtype=float) > 10_000:
-        raise SystemExit(f"error: --env-id {env_id} has actions {space}: more than 10,000 combinations")
-    # Each combination of choices is one Discrete action: a row of this table.
-    table = np.indices(nvec.ravel()).reshape(nvec.size, -1).T.reshape(-1, *space.shape) + getattr(space, "start", 0)
-    table = table.astype(space.dtype)
+    if not isinstance(env.observation_space, Box) or not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
+        raise SystemExit(f"error: {env_id}: discrete actions, fixed-size observations only (Box: ppo_continuous.py)")
+    # Each combination of choices is one Discrete action: a row of this table
+    sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
+    if sizes.prod(dtype=float) > 10_000:
+        raise SystemExit(f"error: {env_id} has more than 10,000 combinations of actions")
+    table = np.array([*np.ndindex(*sizes.ravel())], space.dtype).reshape(-1, *space.shape) + getattr(space, "start", 0)
     return gym.wrappers.TransformAction(env, lambda action: table[action], Discrete(len(table)))
 
 
 def collect_rollout(env, agent, obs, num_steps, rng):
-    """Play T = num_steps steps from obs.
-
-    Returns what ppo_update trains on, what compute_gae takes, the next obs, and (return, length) of finished episodes.
-    next_obs[t] is the observation after actions[t]: at the end of an episode the final one, not the reset.
-    """
+    """Play from obs. Returns what ppo_update and compute_gae take, the next obs, and (return, length) of episodes."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
     rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
@@ -179,7 +168,7 @@ def collect_rollout(env, agent, obs, num_steps, rng):
         outputs.append(actor(raw_obs[t]))
         actions.append((outputs[t] + noise[t]).argmax())
         obs, rewards[t], terminated[t], truncated[t], info = env.step(actions[t])
-        next_obs[t] = obs
+        next_obs[t] = obs  # at the end of an episode the last observation, not that of the reset
         if terminated[t] or truncated[t]:
             episodes.append((info["episode"]["r"], info["episode"]["l"]))
             obs, _ = env.reset()
@@ -192,19 +181,15 @@ def collect_rollout(env, agent, obs, num_steps, rng):
         expected, _ = agent(obs_batch[:64])
         logprobs, _, values = agent.evaluate_actions(obs_batch, action_batch)
         _, next_values = agent(torch.as_tensor(next_obs, device=device))
-    assert np.allclose(outputs[:64], expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max()), NETWORKS_DIFFER
+    same = np.allclose(outputs[:64], expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
+    assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     transitions = (rewards, values.cpu().numpy(), next_values.cpu().numpy(), terminated, truncated)
     return {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs}, transitions, obs, episodes
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16).
-
-    delta_t = r_t + gamma (1 - terminated_t) V(next_obs_t) - V(obs_t)
-    A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, with done_t = terminated_t or truncated_t
-    R_t = A_t + V(obs_t)
-    """
-    deltas = rewards + gamma * ~terminated * next_values - values
+    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16)."""
+    deltas = rewards + gamma * ~terminated * next_values - values  # truncated episodes would have gone on
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
     for t in reversed(range(len(deltas))):
@@ -213,28 +198,22 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
-    """Train the agent on a rollout by the PPO loss (Schulman et al. 2017, equations 7 and 9).
-
-    Returns metrics, means over all minibatches. Raises RuntimeError if a gradient is NaN or Inf.
-    """
+    """Train on a rollout by the clipped loss (Schulman et al. 2017, equations 7 and 9). Returns metrics, all means."""
     explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # of the values, which are R - A
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    obs, actions, old_logprobs = rollout["obs"], rollout["actions"], rollout["logprobs"]
-    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=obs.device) for x in (advantages, returns))
+    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
     losses, logratios = [], []
     for _ in range(args.update_epochs):
-        permutation = torch.as_tensor(rng.permutation(len(returns)), device=obs.device)
-        for rows in permutation.tensor_split(args.num_minibatches):
-            logprobs, entropy, values = agent.evaluate_actions(obs[rows], actions[rows])
+        for rows in torch.as_tensor(rng.permutation(len(returns))).chunk(args.num_minibatches):
+            logprobs, entropy, values = agent.evaluate_actions(rollout["obs"][rows], rollout["actions"][rows])
             # Policy loss
-            logratio = logprobs - old_logprobs[rows]
+            logratio = logprobs - rollout["logprobs"][rows]
             ratio = logratio.exp()
             clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * advantages[rows], clipped_ratio * advantages[rows]).mean()
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_stats.std).square().mean()
-            entropy = entropy.mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
 
             optimizer.zero_grad()
@@ -276,40 +255,29 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
     Path(f"{path}.tmp").replace(path)
 
 
-def load_checkpoint(path):
-    """Read a checkpoint, or exit with one line."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has a dozen types for a broken file
-        raise SystemExit(f"error: cannot read the checkpoint {path}: {error}") from error
-
-
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the environment, the agent and the optimizer
-    saved = load_checkpoint(args.resume or args.evaluate) if args.resume or args.evaluate else None
+    saved = torch.load(args.resume or args.evaluate, map_location="cpu") if args.resume or args.evaluate else None
     start_step = global_step = saved["step"] if saved else 0
     seed = args.seed + start_step  # a resumed run draws other numbers
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads slow down networks this small
     rng = np.random.default_rng(seed)
-    if args.capture_video:
-        # Fail now, not after the training
+    if args.capture_video:  # fail now, not after the training
         make_env(args.env_id, Path(tempfile.mkdtemp(), "videos")).close()
     env = make_env(args.env_id)
-    agent = ActorCritic(env.observation_space.shape[0], env.action_space, args.hidden_size, args.norm_obs)
-    agent.to(args.device)
+    agent = ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     if args.evaluate:
         env.close()
         evaluate(agent, args, Path(args.evaluate).parent)
         return agent
-    obs, _ = env.reset(seed=seed)
+    schedule = LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -318,21 +286,19 @@ def train(args):
     writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None, flush_secs=5)
     plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
     flags = {name: "None" if value is None else value for name, value in asdict(args).items() if name not in plumbing}
-    for summary in hparams(flags, {"eval/mean_return": 0}):
+    for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)
 
-    last_returns, solved, start_time = [], False, time.perf_counter()
+    last_returns = []
+    solved = False
+    start_time = time.perf_counter()
+    obs, _ = env.reset(seed=seed)
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:
-            # The first rollout only measures the observations: the policy never learns on raw ones.
+        if args.norm_obs and agent.obs_stats.count == 0:  # measure first: the policy never learns on raw observations
             rollout, _, obs, _ = collect_rollout(env, agent, obs, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += args.num_steps
         while global_step < args.total_timesteps and not solved:
-            fraction_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = learning_rate * fraction_left
-
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args.num_steps, rng)
             advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
             if args.norm_value:
@@ -341,6 +307,8 @@ def train(args):
             if args.norm_obs:
                 agent.obs_stats.update(rollout["obs"])  # after the update, which compares with the policy that acted
             global_step += args.num_steps
+            metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
+            schedule.step()
 
             # Log to TensorBoard and the terminal
             last_returns = [*last_returns, *(episode_return for episode_return, _ in episodes)][-20:]
@@ -349,13 +317,11 @@ def train(args):
             if episodes:
                 metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
                 metrics["charts/episodic_return_20"] = mean_return
-            metrics["charts/learning_rate"] = args.learning_rate * fraction_left
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
-            status += f"  {sps:.0f} steps/s  {seconds_left:.0f} s left"
+            status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             if global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
@@ -366,8 +332,7 @@ def train(args):
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
             writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
-    finally:
-        # Save what there is, also after an error, Ctrl-C or SIGTERM
+    finally:  # also after an error, Ctrl-C or SIGTERM
         save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
         writer.close()
         print(f"checkpoint: {folder / 'checkpoint.pt'}")
@@ -375,12 +340,9 @@ def train(args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        args = tyro.cli(Args)
-        if args.resume or args.evaluate:
-            # Flags default to the checkpoint's.
-            args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume or args.evaluate)["args"]))
-        train(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    args = tyro.cli(Args)
+    if args.resume or args.evaluate:  # flags default to the checkpoint's
+        args = tyro.cli(Args, default=Args(**torch.load(args.resume or args.evaluate, map_location="cpu")["args"]))
+    train(args)

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
 # ///
-"""PPO for many Gymnasium environments at once, with Discrete, MultiDiscrete, MultiBinary or Box actions.
+"""PPO for many Gymnasium environments at once, with Discrete or Box actions.
 
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
@@ -25,16 +25,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.spaces import Box, Discrete, flatten_space
 from torch import distributed as dist
 from torch import nn
-from torch.distributions import Normal
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
-
-NETWORKS_DIFFER = """numpy_actor and forward of ActorCritic differ. Change both, or act in torch: let numpy_actor be
-    return lambda obs: self(torch.as_tensor(obs))[0].detach().numpy()"""
 
 
 @dataclass
@@ -79,13 +74,14 @@ class Args:
             raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
         if self.num_steps < 2 or self.num_steps * self.num_envs < 4 * self.num_minibatches:  # some rows are resets
             raise ValueError("--num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
+        if (checkpoint := self.resume or self.evaluate) and not Path(checkpoint).is_file():
+            raise ValueError(f"no such file: {checkpoint}")
 
 
 def average(tensor):
     """The mean of a tensor over the processes of torchrun."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
     return tensor
 
 
@@ -100,9 +96,7 @@ class RunningMeanStd(nn.Module):
 
     def update(self, rows):
         """Merge in the moments of rows (n, *shape) of all processes (Chan, Golub & LeVeque 1979)."""
-        rows = (
-            torch.as_tensor(rows, device=self.mean.device).double() - self.mean
-        )  # far from 0, float32 loses the variance
+        rows = torch.as_tensor(rows, device=self.mean.device).double() - self.mean
         count = average(torch.tensor(float(len(rows)), device=rows.device))
         delta, square = average(torch.stack([rows.sum(0), rows.square().sum(0)])) / count
         weight = count / (self.count + count)
@@ -115,15 +109,16 @@ class RunningMeanStd(nn.Module):
 class ActorCritic(nn.Module):
     """Policy and value function on one backbone."""
 
-    def __init__(self, obs_dim, action_space, hidden, norm_obs):
+    def __init__(self, obs_space, action_space, width, norm_obs):
         super().__init__()
         self.norm_obs = norm_obs
-        self.obs_stats, self.return_stats = RunningMeanStd((obs_dim,)), RunningMeanStd(())
-        self.backbone = nn.Sequential(nn.Linear(obs_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.obs_stats = RunningMeanStd(obs_space.shape)
+        self.return_stats = RunningMeanStd(())
+        self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.discrete = isinstance(action_space, Discrete)
-        self.actor = nn.Linear(hidden, action_space.n if self.discrete else action_space.shape[0])
+        self.actor = nn.Linear(width, action_space.n if self.discrete else action_space.shape[0])
         self.log_std = None if self.discrete else nn.Parameter(torch.full(action_space.shape, -0.5))
-        self.critic = nn.Linear(hidden, 1)
+        self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
@@ -138,98 +133,71 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values
 
     def numpy_actor(self):
-        """The actor of `forward` in NumPy, where an action takes 6 us instead of 40. Change both or neither."""
-        parameters = [p.detach().cpu().numpy() for p in (*self.backbone.parameters(), *self.actor.parameters())]
-        assert len(parameters) == 6, NETWORKS_DIFFER
-        w1, b1, w2, b2, w3, b3 = parameters
-        mean, std = self.obs_stats.mean.cpu().numpy(), self.obs_stats.std.cpu().numpy()
+        """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
+        return lambda obs: self(torch.as_tensor(obs))[0].detach().numpy()"""
+        p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
             if self.norm_obs:
-                obs = np.clip((obs - mean) / std, -10, 10)
-            hidden = np.maximum(obs @ w1.T + b1, 0)
-            hidden = np.maximum(hidden @ w2.T + b2, 0)
-            return hidden @ w3.T + b3
+                obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
+            hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
+            hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
+            return hidden @ p["actor.weight"].T + p["actor.bias"]
 
         return actor
 
     def evaluate_actions(self, obs, actions):
-        """Log-probabilities of actions, entropies and values, each (B,)."""
+        """Log-probabilities of actions (B,), mean entropy and values (B,)."""
         outputs, values = self(obs)
         if self.discrete:
             logp = outputs.log_softmax(-1)
-            return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1), values
-        policy = Normal(outputs, self.log_std.exp())
-        return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1), values
-
-    def sample_noise(self, rng, shape):
-        """Noise of the shape of outputs (..., n) or (..., K), by which act samples."""
-        if self.discrete:
-            return rng.gumbel(size=shape)  # turns argmax into sampling
-        return rng.normal(0, self.log_std.exp().tolist(), shape).astype(np.float32)
-
-    def act(self, outputs, noise=0):
-        """Actions for outputs of numpy_actor, without noise the greedy ones."""
-        return (outputs + noise).argmax(-1) if self.discrete else outputs + noise
+            return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1).mean(), values
+        policy = torch.distributions.Normal(outputs, self.log_std.exp())
+        return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1).mean(), values
 
 
 def make_envs(env_id, num_envs, mode=None, video_folder=None):
-    """Make environments with flat observations (N, obs_dim) and actions for ActorCritic, or exit with one line.
-
-    NEXT_STEP autoreset: a step returns the last observation of an episode, the next one ignores its action and returns
-    the first observation of the next episode, with reward 0. All vector environments have this mode.
-    """
+    """Make environments with flat observations (N, obs_dim) and actions for ActorCritic, or exit with one line."""
     try:
         envs = gym.make_vec(env_id, num_envs, mode, **({"render_mode": "rgb_array"} if video_folder else {}))
         envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder)) if video_folder else envs
     except (gym.error.Error, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: --env-id {env_id}: {error}") from error
-    if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
-        raise SystemExit(f"error: --env-id {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
+        raise SystemExit(f"error: {env_id}: {error}") from error
+    # NEXT_STEP: the step after the last one of an episode ignores its action and resets, with reward 0
+    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
+        raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     # Add vector wrappers of your own here: returns are still reported in the environment's own units.
     if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    if not isinstance(envs.single_observation_space, Box):
-        raise SystemExit(f"error: --env-id {env_id} has observations of no fixed size: wrap it to give a Box")
     space = envs.single_action_space
-    if isinstance(space, Box) and space.dtype.kind == "f":
-        # [-1, 1] is scaled to the bounds and clipped. A dimension that lacks a bound is only clipped.
-        low, high = space.low.ravel(), space.high.ravel()
-        start, end = np.where(np.isfinite(high - low), [low, high], [[-1], [1]])
-        middle, half = (start + end) / 2, (end - start) / 2
-
-        def to_env(actions):  # fmin and fmax turn NaN into a bound: some environments crash on NaN
-            actions = np.fmin(np.fmax(middle + half * actions, low), high)
-            return actions.astype(space.dtype).reshape(num_envs, *space.shape)
-
-        return gym.wrappers.vector.TransformAction(envs, to_env, None, Box(-1, 1, low.shape))
-    if not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
-        raise SystemExit(f"error: --env-id {env_id} has actions {space}: wrap them as Discrete or float Box")
-    nvec = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
-    if nvec.prod(dtype=float) > 10_000:
-        raise SystemExit(f"error: --env-id {env_id} has actions {space}: more than 10,000 combinations")
-    # Each combination of choices is one Discrete action: a row of this table.
-    table = np.indices(nvec.ravel()).reshape(nvec.size, -1).T.reshape(-1, *space.shape) + getattr(space, "start", 0)
-    table = table.astype(space.dtype)
-    return gym.wrappers.vector.TransformAction(envs, lambda actions: table[actions], None, Discrete(len(table)))
+    fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
+    if not fits or not isinstance(envs.single_observation_space, Box):
+        raise SystemExit(f"error: {env_id}: fixed-size observations, Discrete or Box actions only (or ppo_discrete.py)")
+    if isinstance(space, Discrete):
+        return gym.wrappers.vector.TransformAction(envs, lambda action: space.start + action, None, Discrete(space.n))
+    flat = flatten_space(space)
+    low, high = (flat.low, flat.high) if flat.is_bounded() else (-1, 1)  # what [-1, 1] is scaled to
+    mid, half, shape = (high + low) / 2, (high - low) / 2, (num_envs, *space.shape)
+    return gym.wrappers.vector.TransformAction(  # fmin and fmax make a bound of NaN, on which some environments crash
+        envs, lambda action: np.fmin(np.fmax(mid + half * action, flat.low), flat.high).reshape(shape), None, flat
+    )
 
 
 def collect_rollout(envs, agent, obs, done, num_steps, rng):
-    """Play T = num_steps steps in N environments from obs (N, obs_dim); those that are done (N,) are reset first.
-
-    Returns what ppo_update trains on, what compute_gae takes, the next obs and done, and (return, length) of finished
-    episodes. raw_obs[t + 1] is the observation after actions[t]. Where not valid[t], that step was a reset.
-    """
+    """Play from obs (N, obs_dim); environments that are done (N,) are reset first, by a step that is not valid.
+    Returns what ppo_update and compute_gae take, the next obs and done, and (return, length) of episodes."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, rewards = np.empty((num_steps + 1, *obs.shape), np.float32), np.empty((num_steps, len(obs)))
     valid, terminated, truncated = np.empty((3, num_steps, len(obs)), bool)
-    noise = agent.sample_noise(rng, (num_steps, *actor(obs).shape))
     for t in range(num_steps):
         raw_obs[t] = obs
         valid[t] = ~done
         outputs.append(actor(raw_obs[t]))
-        actions.append(agent.act(outputs[t], noise[t]))
+        if agent.discrete:
+            actions.append((outputs[t] + rng.gumbel(size=outputs[t].shape)).argmax(-1))  # the noise makes it sampling
+        else:
+            actions.append(rng.normal(outputs[t], agent.log_std.exp().tolist()).astype(np.float32))
         obs, rewards[t], terminated[t], truncated[t], info = envs.step(actions[t])
         done = terminated[t] | truncated[t]
         episodes += [(info["episode"]["r"][i], info["episode"]["l"][i]) for i in np.flatnonzero(done)]
@@ -241,24 +209,18 @@ def collect_rollout(envs, agent, obs, done, num_steps, rng):
     obs_batch = torch.as_tensor(raw_obs[:-1][valid], device=device)
     action_batch = torch.as_tensor(np.array(actions)[valid], device=device)
     with torch.no_grad():
-        expected, _ = agent(obs_batch[:64])
         logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
-        _, values = agent(torch.as_tensor(raw_obs, device=device).flatten(0, 1))
-    outputs = np.array(outputs)[valid]
-    assert np.allclose(outputs[:64], expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max()), NETWORKS_DIFFER
+        expected, values = agent(torch.as_tensor(raw_obs, device=device).flatten(0, 1))
+    same = np.allclose(np.concatenate(outputs), expected[: -len(obs)].cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
+    assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     values = values.cpu().numpy().reshape(num_steps + 1, -1)
     rollout = {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs, "valid": valid}
     return rollout, (rewards, values[:-1], values[1:], terminated, truncated), obs, done, episodes
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16).
-
-    delta_t = r_t + gamma (1 - terminated_t) V(next_obs_t) - V(obs_t)
-    A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, with done_t = terminated_t or truncated_t
-    R_t = A_t + V(obs_t)
-    """
-    deltas = rewards + gamma * ~terminated * next_values - values
+    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16)."""
+    deltas = rewards + gamma * ~terminated * next_values - values  # truncated episodes would have gone on
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
     for t in reversed(range(len(deltas))):
@@ -267,36 +229,29 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
-    """Train the agent on a rollout by the PPO loss (Schulman et al. 2017, equations 7 and 9).
-
-    Returns metrics, means over all minibatches. Raises RuntimeError if a gradient is NaN or Inf.
-    """
+    """Train on a rollout by the clipped loss (Schulman et al. 2017, equations 7 and 9). Returns metrics, all means."""
     explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # of the values, which are R - A
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    obs, actions, old_logprobs = rollout["obs"], rollout["actions"], rollout["logprobs"]
-    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=obs.device) for x in (advantages, returns))
+    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
     losses, logratios = [], []
     for _ in range(args.update_epochs):
-        permutation = torch.as_tensor(rng.permutation(len(returns)), device=obs.device)
-        for rows in permutation.tensor_split(args.num_minibatches):
-            logprobs, entropy, values = agent.evaluate_actions(obs[rows], actions[rows])
+        for rows in torch.as_tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
+            logprobs, entropy, values = agent.evaluate_actions(rollout["obs"][rows], rollout["actions"][rows])
             # Policy loss
-            logratio = logprobs - old_logprobs[rows]
+            logratio = logprobs - rollout["logprobs"][rows]
             ratio = logratio.exp()
             clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * advantages[rows], clipped_ratio * advantages[rows]).mean()
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_stats.std).square().mean()
-            entropy = entropy.mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
 
             optimizer.zero_grad()
             loss.backward()
             if dist.is_initialized():
                 gradients = [parameter.grad for parameter in agent.parameters()]
-                gradient = average(nn.utils.parameters_to_vector(gradients))
-                nn.utils.vector_to_parameters(gradient, gradients)
+                nn.utils.vector_to_parameters(average(nn.utils.parameters_to_vector(gradients)), gradients)
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
             losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
@@ -309,9 +264,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     metrics = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
     metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # mean of (r - 1) - log r
     metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
-    metrics["losses/explained_variance"] = explained_variance
-    means = average(torch.tensor([*metrics.values()], device=obs.device)).tolist()
-    return dict(zip(metrics, means, strict=True))
+    return metrics | {"losses/explained_variance": explained_variance}
 
 
 def evaluate(agent, args, folder):
@@ -320,7 +273,8 @@ def evaluate(agent, args, folder):
     actor, returns = agent.numpy_actor(), []
     obs, _ = envs.reset(seed=args.seed + 10**6)
     while len(returns) < args.eval_episodes:
-        obs, _, _, _, info = envs.step(agent.act(actor(np.asarray(obs, np.float32))))
+        outputs = actor(np.asarray(obs, np.float32))
+        obs, _, _, _, info = envs.step(outputs.argmax(-1) if agent.discrete else outputs)
         if "episode" in info:
             returns.append(info["episode"]["r"][0])
     envs.close()
@@ -335,49 +289,33 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
     Path(f"{path}.tmp").replace(path)
 
 
-def load_checkpoint(path):
-    """Read a checkpoint, or exit with one line."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has a dozen types for a broken file
-        raise SystemExit(f"error: cannot read the checkpoint {path}: {error}") from error
-
-
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     if world_size > 1:
-        dist.init_process_group()
-    if args.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    saved = load_checkpoint(args.resume or args.evaluate) if args.resume or args.evaluate else None
+        dist.init_process_group("gloo")
+    saved = torch.load(args.resume or args.evaluate, map_location="cpu") if args.resume or args.evaluate else None
     start_step = global_step = saved["step"] if saved else 0
     seed = args.seed + start_step  # a resumed run draws other numbers
     np.random.seed(seed + rank)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads slow down networks this small
     rng = np.random.default_rng([seed, rank])
-    if args.capture_video:
-        # Fail now, not after the training
+    if args.capture_video:  # fail now, not after the training
         make_envs(args.env_id, 1, args.vectorization_mode, Path(tempfile.mkdtemp(), "videos")).close()
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
-    obs_dim = envs.single_observation_space.shape[0]
-    agent = ActorCritic(obs_dim, envs.single_action_space, args.hidden_size, args.norm_obs)
+    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args.hidden_size, args.norm_obs)
     agent.to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     if args.evaluate:
         envs.close()
-        if rank == 0:
-            evaluate(agent, args, Path(args.evaluate).parent)
+        evaluate(agent, args, Path(args.evaluate).parent)
         return agent
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))
-    done = np.zeros(args.num_envs, bool)
-    batch_size = args.num_steps * args.num_envs * world_size
+    schedule = LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -386,54 +324,51 @@ def train(args):
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None, flush_secs=5)
         plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
-        flags = {name: str(value) if value is None else value for name, value in asdict(args).items()}
-        for summary in hparams({k: v for k, v in flags.items() if k not in plumbing}, {"eval/mean_return": 0}):
+        flags = {k: "None" if value is None else value for k, value in asdict(args).items() if k not in plumbing}
+        for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)
 
-    last_returns, solved, start_time = [], False, time.perf_counter()
+    last_returns = []
+    solved = False
+    start_time = time.perf_counter()
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))
+    done = np.zeros(args.num_envs, bool)
+    batch_size = args.num_steps * args.num_envs * world_size
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:
-            # The first rollout only measures the observations: the policy never learns on raw ones.
+        if args.norm_obs and agent.obs_stats.count == 0:  # measure first: the policy never learns on raw observations
             rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += batch_size
         while global_step < args.total_timesteps and not solved:
-            fraction_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = learning_rate * fraction_left
-
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
-            advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
-            advantages, returns = advantages[rollout["valid"]], returns[rollout["valid"]]
+            advantages, returns = (x[rollout["valid"]] for x in compute_gae(*transitions, args.gamma, args.gae_lambda))
             if args.norm_value:
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.obs_stats.update(rollout["obs"])  # after the update, which compares with the policy that acted
             global_step += batch_size
-
-            # Gather the episodes of all processes
-            gathered = [episodes] * world_size
+            metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
+            schedule.step()
             if dist.is_initialized():
+                gathered = [None] * world_size
                 dist.all_gather_object(gathered, episodes)
                 episodes = [episode for part in gathered for episode in part]
+
+            # Log to TensorBoard and the terminal
             last_returns = [*last_returns, *(episode_return for episode_return, _ in episodes)][-20:]
             mean_return = np.mean(last_returns) if last_returns else np.nan
             solved = args.target_return is not None and len(last_returns) == 20 and mean_return >= args.target_return
             if rank > 0:
                 continue
-
-            # Log to TensorBoard and the terminal
             if episodes:
                 metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
                 metrics["charts/episodic_return_20"] = mean_return
-            metrics["charts/learning_rate"] = args.learning_rate * fraction_left
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
-            status += f"  {sps:.0f} steps/s  {seconds_left:.0f} s left"
+            status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
@@ -445,24 +380,21 @@ def train(args):
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
                 writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
-    finally:
-        # Save what there is, also after an error, Ctrl-C or SIGTERM
+    finally:  # also after an error, Ctrl-C or SIGTERM
         if rank == 0:
             save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {folder / 'checkpoint.pt'}")
         if dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(0.1)  # a process that ends while a thread of gloo frees its last tensor may abort
     return agent
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        args = tyro.cli(Args)
-        if args.resume or args.evaluate:
-            # Flags default to the checkpoint's.
-            args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume or args.evaluate)["args"]))
-        train(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    args = tyro.cli(Args)
+    if args.resume or args.evaluate:  # flags default to the checkpoint's
+        args = tyro.cli(Args, default=Args(**torch.load(args.resume or args.evaluate, map_location="cpu")["args"]))
+    train(args)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
 SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
+OBS_SPACE = gym.spaces.Box(-1, 1, (3,))
 CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]
 # For what does not depend on the actions: each script once.
 once_per_script = pytest.mark.parametrize(
@@ -90,16 +91,14 @@ def probe(family):
 
 @pytest.fixture(scope="session")
 def action_space(family):
-    """What ActorCritic sees: one Discrete choice for each combination, or a Box."""
-    space = probe_envs.ACTIONS[family]
-    return gym.spaces.Discrete(int(space.nvec.prod())) if family == "Discrete" else space
+    return probe_envs.ACTIONS[family]
 
 
 @pytest.fixture
 def agent(script, action_space):
     """An agent for the Recorder with weights so large that its policy is far from uniform."""
     torch.manual_seed(0)
-    agent = script.ActorCritic(3, action_space, 16, True)
+    agent = script.ActorCritic(OBS_SPACE, action_space, 16, True)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))

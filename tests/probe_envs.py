@@ -14,8 +14,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
 
-# One space of several unequal components for each family of actions.
-ACTIONS = {"Discrete": MultiDiscrete([2, 5, 3]), "Box": Box(-1, 1, (3,))}
+# One space of several choices or dimensions for each family of actions.
+ACTIONS = {"Discrete": Discrete(30, start=-4), "Box": Box(-1, 1, (3,))}
 
 OBSERVATION_SPACES = {
     "ObsDict": Dict(position=Box(-1, 1, (2, 2)), gear=Discrete(3, start=-1)),

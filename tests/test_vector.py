@@ -12,7 +12,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import ROOT, TESTS, assert_same, read_scalars, run_folder
+from conftest import OBS_SPACE, ROOT, TESTS, assert_same, read_scalars, run_folder
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
@@ -116,7 +116,7 @@ def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_s
     for mode in ("sync", "vector_entry_point"):
         envs = ppo_vector.make_envs(f"probe_envs:Native{name}-v0", 1, mode)
         torch.manual_seed(0)
-        agent = ppo_vector.ActorCritic(envs.single_observation_space.shape[0], envs.single_action_space, 16, False)
+        agent = ppo_vector.ActorCritic(envs.single_observation_space, envs.single_action_space, 16, False)
         rollouts.append(play(envs, agent, 20)[0])
     np.testing.assert_array_equal(rollouts[0]["obs"], rollouts[1]["obs"])
 
@@ -247,7 +247,7 @@ def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_pa
 
 
 def test_the_agent_of_discrete_actions_has_no_gaussian():
-    assert "log_std" not in ppo_vector.ActorCritic(3, Discrete(2), 8, False).state_dict()
+    assert "log_std" not in ppo_vector.ActorCritic(OBS_SPACE, Discrete(2), 8, False).state_dict()
 
 
 if __name__ == "__main__":
