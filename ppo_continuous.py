@@ -284,7 +284,7 @@ def train(args):
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None, flush_secs=5)
+    writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
     plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
     flags = {name: "None" if value is None else value for name, value in asdict(args).items() if name not in plumbing}
     for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
@@ -321,6 +321,7 @@ def train(args):
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
+            writer.flush()  # at once: the writer's thread would slow down the next rollout
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
             status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)

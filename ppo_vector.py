@@ -163,8 +163,7 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
         envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder)) if video_folder else envs
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
-    # NEXT_STEP: the step after the last one of an episode ignores its action and resets, with reward 0
-    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
+    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # resets take a step of their own
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     # Add vector wrappers of your own here: returns are still reported in the environment's own units.
@@ -322,7 +321,7 @@ def train(args):
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None, flush_secs=5)
+        writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
         plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
         flags = {k: "None" if value is None else value for k, value in asdict(args).items() if k not in plumbing}
         for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
@@ -367,6 +366,7 @@ def train(args):
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
+            writer.flush()  # at once: the writer's thread would slow down the next rollout
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
             status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
