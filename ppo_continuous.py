@@ -332,7 +332,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        if args.eval_episodes:
+        if args.eval_episodes and global_step > start_step:
             writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
         save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)

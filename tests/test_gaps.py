@@ -95,6 +95,15 @@ def test_a_resumed_run_learns_at_once_on_the_saved_statistics(script, tiny, reco
 
 
 @once_per_script
+def test_a_finished_run_that_is_resumed_adds_no_point(script, tiny):
+    script.train(tiny(eval_episodes=3))
+    scalars = read_scalars(run_folder())
+    assert len(scalars["eval/mean_return"]) == 1
+    script.train(tiny(eval_episodes=3, resume=str(run_folder() / "checkpoint.pt")))
+    assert read_scalars(run_folder()) == scalars
+
+
+@once_per_script
 @pytest.mark.filterwarnings("ignore")
 def test_only_one_environment_is_open_at_a_time_when_filming(script, probe, tiny):
     size = {"num_envs": 1, "num_steps": 16} if hasattr(script.Args, "num_envs") else {}
