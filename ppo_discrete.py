@@ -6,9 +6,9 @@
 
     python ppo_discrete.py --env-id CartPole-v1
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures:
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Main departures:
 value targets are normalized, because large ones swamp the policy's gradient in the shared backbone; a truncated
-episode is bootstrapped from its last observation; advantages are normalized once a rollout.
+episode is bootstrapped from its last observation; advantages are normalized over the rollout.
 """
 
 import signal
@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
-class Args:
+class Args:  # after a semicolon: the range worth trying
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own environment
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # seed of weights, environment, actions and minibatches
@@ -41,7 +41,7 @@ class Args:
     num_minibatches: int = 4  # minibatches of an epoch
     update_epochs: int = 10  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
-    gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1
+    gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets by running statistics of the returns
     norm_obs: bool = False  # normalize observations by running statistics
@@ -49,13 +49,13 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
-    target_kl: float | None = None  # end an update after an epoch whose approx_kl exceeds this; 0.01 to 0.05
+    target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
-    checkpoint_interval: int = 50  # iterations between checkpoints
-    resume: str | None = None  # checkpoint to continue from; flags default to the checkpoint's
+    checkpoint_interval: int = 50  # rollouts between checkpoints
+    resume: str | None = None  # checkpoint to continue from, in its folder; flags default to the checkpoint's
     evaluate: str | None = None  # checkpoint to evaluate without training; flags default to the checkpoint's
     log_dir: str = "runs"  # parent of the run folders
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
@@ -67,7 +67,7 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
             raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
-        if (checkpoint := self.resume or self.evaluate) and not Path(checkpoint).is_file():
+        if (checkpoint := self.evaluate or self.resume) and not Path(checkpoint).is_file():
             raise ValueError(f"no such file: {checkpoint}")
 
 
@@ -107,7 +107,7 @@ class ActorCritic(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
-        """Logits (B, n) and values (B,), in units of the return, at raw observations (B, obs_dim)."""
+        """Logits (B, n) and values (B,) in units of the return, of raw observations (B, obs_dim)."""
         if self.norm_obs:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
         hidden = self.backbone(obs)
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
-        return lambda obs: self(torch.as_tensor(obs)[None])[0][0].detach().numpy()"""
+        return lambda obs: self(self.actor.bias.new_tensor(obs)[None])[0][0].detach().cpu().numpy()"""
         p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
@@ -136,20 +136,20 @@ class ActorCritic(nn.Module):
 
 
 def make_env(env_id, video_folder=None):
-    """Make an environment with flat observations (obs_dim,) and actions for ActorCritic, or exit with one line."""
+    """Make an environment with flat observations and actions for ActorCritic, or exit with a one-line error."""
     try:
         env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
         env = gym.wrappers.RecordVideo(env, str(video_folder)) if video_folder else env
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add wrappers of your own here: returns are still reported in the environment's own units.
+    # Add your own wrappers here. Returns are recorded below them, so they stay in the environment's own units.
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
         raise SystemExit(f"error: {env_id}: discrete actions, fixed-size observations only (Box: ppo_continuous.py)")
-    # Each combination of choices is one Discrete action: a row of this table
+    # Every combination of choices becomes one Discrete action, which is a row of table
     sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
     if sizes.prod(dtype=float) > 10_000:
         raise SystemExit(f"error: {env_id} has more than 10,000 combinations of actions")
@@ -158,17 +158,17 @@ def make_env(env_id, video_folder=None):
 
 
 def collect_rollout(env, agent, obs, num_steps, rng):
-    """Play from obs. Returns what ppo_update and compute_gae take, the next obs, and (return, length) of episodes."""
+    """Play from obs. Returns the rollout, the first 5 arguments of compute_gae, the next obs, [(return, length)]."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
     rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
-    noise = rng.gumbel(size=(num_steps, env.action_space.n))  # turns argmax into sampling
+    noise = rng.gumbel(size=(num_steps, env.action_space.n))  # Gumbel-max: argmax(logits + noise) is a sample
     for t in range(num_steps):
         raw_obs[t] = obs
         outputs.append(actor(raw_obs[t]))
         actions.append((outputs[t] + noise[t]).argmax())
         obs, rewards[t], terminated[t], truncated[t], info = env.step(actions[t])
-        next_obs[t] = obs  # at the end of an episode the last observation, not that of the reset
+        next_obs[t] = obs  # when an episode ends, this is its last observation, not the first of the next
         if terminated[t] or truncated[t]:
             episodes.append((info["episode"]["r"], info["episode"]["l"]))
             obs, _ = env.reset()
@@ -188,8 +188,8 @@ def collect_rollout(env, agent, obs, num_steps, rng):
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * ~terminated * next_values - values  # truncated episodes would have gone on
+    """Advantages and returns, of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
+    deltas = rewards + gamma * ~terminated * next_values - values  # only termination makes the next value 0
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
     for t in reversed(range(len(deltas))):
@@ -198,8 +198,8 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
-    """Train on a rollout by the clipped loss (Schulman et al. 2017, equations 7 and 9). Returns metrics, all means."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # of the values, which are R - A
+    """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # values = returns - advantages
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -222,13 +222,13 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             optimizer.step()
             losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
             logratios.append(logratio.detach())
-        logratio = torch.cat(logratios[-args.num_minibatches :])
+        logratio = torch.cat(logratios)[-len(returns) :]  # of this epoch
         if args.target_kl is not None and (logratio.expm1() - logratio).mean() > args.target_kl:
             break
     logratio = torch.cat(logratios)
     names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
     metrics = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
-    metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # mean of (r - 1) - log r
+    metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # (r - 1) - log r
     metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
     return metrics | {"losses/explained_variance": explained_variance}
 
@@ -238,7 +238,7 @@ def evaluate(agent, args, folder):
     env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
     actor, returns = agent.numpy_actor(), []
     obs, _ = env.reset(seed=args.seed + 10**6)
-    while len(returns) < args.eval_episodes:
+    while len(returns) < max(args.eval_episodes, 1):
         obs, _, terminated, truncated, info = env.step(actor(np.asarray(obs, np.float32)).argmax())
         if terminated or truncated:
             returns.append(info["episode"]["r"])
@@ -249,7 +249,7 @@ def evaluate(agent, args, folder):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
+    """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
     state = {"args": asdict(args) | {"resume": None}, "step": global_step}
     torch.save(state | {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -258,10 +258,10 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the environment, the agent and the optimizer
-    saved = torch.load(args.resume or args.evaluate, map_location="cpu") if args.resume or args.evaluate else None
+    saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
     start_step = global_step = saved["step"] if saved else 0
-    seed = args.seed + start_step  # a resumed run draws other numbers
-    np.random.seed(seed)
+    seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
+    np.random.seed(seed)  # for environments that use it
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads slow down networks this small
     rng = np.random.default_rng(seed)
@@ -270,14 +270,14 @@ def train(args):
     env = make_env(args.env_id)
     agent = ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:
+    if saved:  # of the optimizer only the moments: the learning rates are those of the flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     if args.evaluate:
         env.close()
         evaluate(agent, args, Path(args.evaluate).parent)
         return agent
-    schedule = LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
+    schedule = LambdaLR(optimizer, lambda _epoch: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -285,7 +285,7 @@ def train(args):
     folder.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
     plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
-    flags = {name: "None" if value is None else value for name, value in asdict(args).items() if name not in plumbing}
+    flags = {k: "None" if value is None else value for k, value in asdict(args).items() if k not in plumbing}
     for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)
 
@@ -294,7 +294,7 @@ def train(args):
     start_time = time.perf_counter()
     obs, _ = env.reset(seed=seed)
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:  # measure first: the policy never learns on raw observations
+        if args.norm_obs and agent.obs_stats.count == 0:  # a rollout that only measures them
             rollout, _, obs, _ = collect_rollout(env, agent, obs, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += args.num_steps
@@ -305,10 +305,10 @@ def train(args):
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # after the update, which compares with the policy that acted
+                agent.obs_stats.update(rollout["obs"])  # not earlier: the policy that acted used the old ones
             global_step += args.num_steps
             metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
-            schedule.step()
+            schedule.step()  # by global_step
 
             # Log to TensorBoard and the terminal
             last_returns = [*last_returns, *(episode_return for episode_return, _ in episodes)][-20:]
@@ -320,14 +320,14 @@ def train(args):
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # at once: the writer's thread would slow down the next rollout
+            writer.flush()  # now, so that the writer's thread does not slow down the next rollout
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
             status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             if global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
 
-        env.close()  # before the evaluation makes its own: there may be a port or a license for one only
+        env.close()  # before evaluate makes its own: some environments allow only one at a time
         print(end="\n" if sys.stdout.isatty() else "")
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
@@ -341,9 +341,9 @@ def train(args):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # so that train saves
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    if args.resume or args.evaluate:  # flags default to the checkpoint's
-        args = tyro.cli(Args, default=Args(**torch.load(args.resume or args.evaluate, map_location="cpu")["args"]))
+    if args.evaluate or args.resume:  # flags default to the checkpoint's
+        args = tyro.cli(Args, default=Args(**torch.load(args.evaluate or args.resume, map_location="cpu")["args"]))
     train(args)

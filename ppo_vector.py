@@ -7,9 +7,9 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures:
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Main departures:
 value targets are normalized, because large ones swamp the policy's gradient in the shared backbone; a truncated
-episode is bootstrapped from its last observation; advantages are normalized once a rollout.
+episode is bootstrapped from its last observation; advantages are normalized over the rollout.
 """
 
 import os
@@ -33,20 +33,20 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
-class Args:
+class Args:  # after a semicolon: the range worth trying
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own environment
     exp_name: str = Path(__file__).stem  # part of the run folder's name
-    seed: int = 1  # seed of weights, environment, actions and minibatches
-    total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
+    seed: int = 1  # seed of weights, environments, actions and minibatches
+    total_timesteps: int = 100_000  # environment steps, resets included, rounded up to whole rollouts
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     num_envs: int = 16  # environments of each process
-    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: native where there is one
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: native if any, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
     num_minibatches: int = 4  # minibatches of an epoch
     update_epochs: int = 5  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
-    gae_lambda: float = 0.97  # 0: one-step advantages, 1: Monte Carlo; 0.9 to 1
+    gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets by running statistics of the returns
     norm_obs: bool = False  # normalize observations by running statistics
@@ -54,13 +54,13 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
-    target_kl: float | None = None  # end an update after an epoch whose approx_kl exceeds this; 0.01 to 0.05
+    target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
-    checkpoint_interval: int = 50  # iterations between checkpoints
-    resume: str | None = None  # checkpoint to continue from; flags default to the checkpoint's
+    checkpoint_interval: int = 50  # rollouts between checkpoints
+    resume: str | None = None  # checkpoint to continue from, in its folder; flags default to the checkpoint's
     evaluate: str | None = None  # checkpoint to evaluate without training; flags default to the checkpoint's
     log_dir: str = "runs"  # parent of the run folders
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
@@ -72,14 +72,12 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
             raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
-        if self.num_steps < 2 or self.num_steps * self.num_envs < 4 * self.num_minibatches:  # some rows are resets
-            raise ValueError("--num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
-        if (checkpoint := self.resume or self.evaluate) and not Path(checkpoint).is_file():
+        if (checkpoint := self.evaluate or self.resume) and not Path(checkpoint).is_file():
             raise ValueError(f"no such file: {checkpoint}")
 
 
 def average(tensor):
-    """The mean of a tensor over the processes of torchrun."""
+    """Replace a tensor by its mean over the processes of torchrun, and return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.AVG)
     return tensor
@@ -97,7 +95,7 @@ class RunningMeanStd(nn.Module):
     def update(self, rows):
         """Merge in the moments of rows (n, *shape) of all processes (Chan, Golub & LeVeque 1979)."""
         rows = torch.as_tensor(rows, device=self.mean.device).double() - self.mean
-        count = average(torch.tensor(float(len(rows)), device=rows.device))
+        count = average(torch.tensor(float(len(rows)), device=rows.device))  # rows of each process
         delta, square = average(torch.stack([rows.sum(0), rows.square().sum(0)])) / count
         weight = count / (self.count + count)
         variance = (1 - weight) * self.std**2 + weight * (square - delta**2) + weight * (1 - weight) * delta**2
@@ -125,7 +123,7 @@ class ActorCritic(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
-        """Logits (B, n) or means (B, K), and values (B,), in units of the return, at raw observations (B, obs_dim)."""
+        """Logits (B, n) or means (B, K), and values (B,) in units of the return, of raw observations (B, obs_dim)."""
         if self.norm_obs:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
         hidden = self.backbone(obs)
@@ -133,8 +131,8 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values
 
     def numpy_actor(self):
-        """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
-        return lambda obs: self(torch.as_tensor(obs))[0].detach().numpy()"""
+        """The actor of `forward` in NumPy, which is faster for small batches. Change both, or act in torch:
+        return lambda obs: self(self.actor.bias.new_tensor(obs))[0].detach().cpu().numpy()"""
         p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
@@ -157,35 +155,35 @@ class ActorCritic(nn.Module):
 
 
 def make_envs(env_id, num_envs, mode=None, video_folder=None):
-    """Make environments with flat observations (N, obs_dim) and actions for ActorCritic, or exit with one line."""
+    """Make environments with flat observations and actions for ActorCritic, or exit with a one-line error."""
     try:
         envs = gym.make_vec(env_id, num_envs, mode, **({"render_mode": "rgb_array"} if video_folder else {}))
         envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder)) if video_folder else envs
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
-    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # resets take a step of their own
+    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # a reset is a step of its own
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    # Add vector wrappers of your own here: returns are still reported in the environment's own units.
+    # Add your own vector wrappers here. Returns are recorded below them, so they stay in the environment's own units.
     if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     if not fits or not isinstance(envs.single_observation_space, Box):
-        raise SystemExit(f"error: {env_id}: fixed-size observations, Discrete or Box actions only (or ppo_discrete.py)")
+        raise SystemExit(f"error: {env_id}: Discrete or float Box actions, fixed-size observations only")
     if isinstance(space, Discrete):
         return gym.wrappers.vector.TransformAction(envs, lambda action: space.start + action, None, Discrete(space.n))
     flat = flatten_space(space)
-    low, high = (flat.low, flat.high) if flat.is_bounded() else (-1, 1)  # what [-1, 1] is scaled to
-    mid, half, shape = (high + low) / 2, (high - low) / 2, (num_envs, *space.shape)
-    return gym.wrappers.vector.TransformAction(  # fmin and fmax make a bound of NaN, on which some environments crash
+    low, high = (flat.low, flat.high) if flat.is_bounded() else (-1, 1)  # [-1, 1] is scaled to this
+    mid, half, shape = high / 2 + low / 2, high / 2 - low / 2, (num_envs, *space.shape)
+    return gym.wrappers.vector.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
         envs, lambda action: np.fmin(np.fmax(mid + half * action, flat.low), flat.high).reshape(shape), None, flat
     )
 
 
 def collect_rollout(envs, agent, obs, done, num_steps, rng):
-    """Play from obs (N, obs_dim); environments that are done (N,) are reset first, by a step that is not valid.
-    Returns what ppo_update and compute_gae take, the next obs and done, and (return, length) of episodes."""
+    """Play from obs (N, obs_dim). Environments that are done (N,) are reset first, by a step that valid masks out.
+    Returns the rollout, the first 5 arguments of compute_gae, the next obs and done, [(return, length)]."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, rewards = np.empty((num_steps + 1, *obs.shape), np.float32), np.empty((num_steps, len(obs)))
     valid, terminated, truncated = np.empty((3, num_steps, len(obs)), bool)
@@ -194,7 +192,7 @@ def collect_rollout(envs, agent, obs, done, num_steps, rng):
         valid[t] = ~done
         outputs.append(actor(raw_obs[t]))
         if agent.discrete:
-            actions.append((outputs[t] + rng.gumbel(size=outputs[t].shape)).argmax(-1))  # the noise makes it sampling
+            actions.append((outputs[t] + rng.gumbel(size=outputs[t].shape)).argmax(-1))  # Gumbel-max: a sample
         else:
             actions.append(rng.normal(outputs[t], agent.log_std.exp().tolist()).astype(np.float32))
         obs, rewards[t], terminated[t], truncated[t], info = envs.step(actions[t])
@@ -218,8 +216,8 @@ def collect_rollout(envs, agent, obs, done, num_steps, rng):
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, arrays (T, ...) as the arguments are (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * ~terminated * next_values - values  # truncated episodes would have gone on
+    """Advantages and returns, of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
+    deltas = rewards + gamma * ~terminated * next_values - values  # only termination makes the next value 0
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
     for t in reversed(range(len(deltas))):
@@ -228,8 +226,8 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
-    """Train on a rollout by the clipped loss (Schulman et al. 2017, equations 7 and 9). Returns metrics, all means."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # of the values, which are R - A
+    """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # values = returns - advantages
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -255,13 +253,13 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             optimizer.step()
             losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
             logratios.append(logratio.detach())
-        logratio = torch.cat(logratios[-args.num_minibatches :])
+        logratio = torch.cat(logratios)[-len(returns) :]  # of this epoch
         if args.target_kl is not None and average((logratio.expm1() - logratio).mean()) > args.target_kl:
             break
     logratio = torch.cat(logratios)
     names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
     metrics = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
-    metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # mean of (r - 1) - log r
+    metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # (r - 1) - log r
     metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
     return metrics | {"losses/explained_variance": explained_variance}
 
@@ -271,7 +269,7 @@ def evaluate(agent, args, folder):
     envs = make_envs(args.env_id, 1, args.vectorization_mode, folder / "videos" if args.capture_video else None)
     actor, returns = agent.numpy_actor(), []
     obs, _ = envs.reset(seed=args.seed + 10**6)
-    while len(returns) < args.eval_episodes:
+    while len(returns) < max(args.eval_episodes, 1):
         outputs = actor(np.asarray(obs, np.float32))
         obs, _, _, _, info = envs.step(outputs.argmax(-1) if agent.discrete else outputs)
         if "episode" in info:
@@ -282,7 +280,7 @@ def evaluate(agent, args, folder):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run killed here keeps the checkpoint from before."""
+    """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
     state = {"args": asdict(args) | {"resume": None}, "step": global_step}
     torch.save(state | {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -292,12 +290,14 @@ def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    if args.num_steps < 2 or args.num_steps * args.num_envs < 4 * args.num_minibatches:  # as few as a third are valid
+        raise SystemExit("error: --num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
     if world_size > 1:
         dist.init_process_group("gloo")
-    saved = torch.load(args.resume or args.evaluate, map_location="cpu") if args.resume or args.evaluate else None
+    saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
     start_step = global_step = saved["step"] if saved else 0
-    seed = args.seed + start_step  # a resumed run draws other numbers
-    np.random.seed(seed + rank)
+    seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
+    np.random.seed(seed + rank)  # for environments that use it
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads slow down networks this small
     rng = np.random.default_rng([seed, rank])
@@ -307,14 +307,14 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args.hidden_size, args.norm_obs)
     agent.to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:
+    if saved:  # of the optimizer only the moments: the learning rates are those of the flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     if args.evaluate:
         envs.close()
-        evaluate(agent, args, Path(args.evaluate).parent)
+        evaluate(agent, args, Path(args.evaluate).parent) if rank == 0 else None
         return agent
-    schedule = LambdaLR(optimizer, lambda _: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
+    schedule = LambdaLR(optimizer, lambda _epoch: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -334,7 +334,7 @@ def train(args):
     done = np.zeros(args.num_envs, bool)
     batch_size = args.num_steps * args.num_envs * world_size
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:  # measure first: the policy never learns on raw observations
+        if args.norm_obs and agent.obs_stats.count == 0:  # a rollout that only measures them
             rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += batch_size
@@ -345,10 +345,10 @@ def train(args):
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # after the update, which compares with the policy that acted
+                agent.obs_stats.update(rollout["obs"])  # not earlier: the policy that acted used the old ones
             global_step += batch_size
             metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
-            schedule.step()
+            schedule.step()  # by global_step
             if dist.is_initialized():
                 gathered = [None] * world_size
                 dist.all_gather_object(gathered, episodes)
@@ -366,14 +366,14 @@ def train(args):
             metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # at once: the writer's thread would slow down the next rollout
+            writer.flush()  # now, so that the writer's thread does not slow down the next rollout
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
             status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
 
-        envs.close()  # before the evaluation makes its own: there may be a port or a license for one only
+        envs.close()  # before evaluate makes its own: some environments allow only one at a time
         if rank == 0:
             print(end="\n" if sys.stdout.isatty() else "")
             if solved:
@@ -387,14 +387,14 @@ def train(args):
             print(f"checkpoint: {folder / 'checkpoint.pt'}")
         if dist.is_initialized():
             dist.destroy_process_group()
-            time.sleep(0.1)  # a process that ends while a thread of gloo frees its last tensor may abort
+            time.sleep(0.1)  # or a thread of gloo that still frees a tensor may abort the process
     return agent
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # so that train saves
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    if args.resume or args.evaluate:  # flags default to the checkpoint's
-        args = tyro.cli(Args, default=Args(**torch.load(args.resume or args.evaluate, map_location="cpu")["args"]))
+    if args.evaluate or args.resume:  # flags default to the checkpoint's
+        args = tyro.cli(Args, default=Args(**torch.load(args.evaluate or args.resume, map_location="cpu")["args"]))
     train(args)

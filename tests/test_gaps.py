@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import ROOT, TESTS, once_per_script, read_scalars, run_folder
+from conftest import ROOT, TESTS, assert_same, once_per_script, read_scalars, run_folder
 
 both_families = pytest.mark.parametrize(
     "case", [("ppo_vector", "Discrete"), ("ppo_vector", "Box")], ids="-".join, indirect=True
@@ -32,6 +32,24 @@ def test_statistics_of_float32_rows_far_from_0(script):
         rows = np.concatenate(batches[: i + 1]).astype(np.float64)
         np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-6)
         np.testing.assert_allclose(stats.std, rows.std(0), rtol=1e-2)
+
+
+@vector_alone
+def test_rollouts_too_small_for_their_minibatches_are_refused(script, tiny, tmp_path):
+    for flags in ({"num_steps": 1}, {"num_steps": 2, "num_envs": 3, "num_minibatches": 2}):
+        with pytest.raises(SystemExit, match="--num-steps must be at least 2"):
+            script.train(tiny(**flags))
+    assert not [*tmp_path.iterdir()]
+
+
+@once_per_script
+def test_an_evaluation_plays_at_least_one_episode_and_prefers_its_own_checkpoint(script, tiny, capsys):
+    for name in ("one", "other"):
+        script.train(tiny(log_dir=name, seed=len(name)))
+    one, other = (str(run_folder(name) / "checkpoint.pt") for name in ("one", "other"))
+    agent = script.train(tiny(resume=one, evaluate=other))
+    assert_same(agent.state_dict(), torch.load(other)["agent"])
+    assert "over 1 episodes" in capsys.readouterr().out
 
 
 @both_families
