@@ -144,15 +144,14 @@ def make_env(env_id, video_folder=None):
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here. Returns are recorded below them, so they stay in the environment's own units.
+    # Add your own wrappers here (one that ends episodes: a line above). Reported returns stay the environment's own.
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, Box) or space.dtype.kind != "f":
         raise SystemExit(f"error: {env_id}: float Box actions, fixed-size observations only (else ppo_discrete.py)")
-    flat = flatten_space(space)
-    low, high = (flat.low, flat.high) if flat.is_bounded() else (-1, 1)  # [-1, 1] is scaled to this
-    mid, half = high / 2 + low / 2, high / 2 - low / 2  # in this order: high - low may overflow
+    flat = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
+    mid, half = (flat.high / 2 + flat.low / 2, flat.high / 2 - flat.low / 2) if flat.is_bounded() else (0, 1)
     return gym.wrappers.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
         env, lambda action: unflatten(space, np.fmin(np.fmax(mid + half * action, flat.low), flat.high)), flat
     )
@@ -161,7 +160,7 @@ def make_env(env_id, video_folder=None):
 def collect_rollout(env, agent, obs, num_steps, rng):
     """Play from obs. Returns the rollout, the first 5 arguments of compute_gae, the next obs, [(return, length)]."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
-    raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
+    raw_obs, next_obs = np.empty((2, num_steps, *obs.shape), np.float32)
     rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
     noise = rng.normal(0, agent.log_std.exp().tolist(), (num_steps, *env.action_space.shape)).astype(np.float32)
     for t in range(num_steps):
@@ -237,10 +236,11 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 def evaluate(agent, args, folder):
     """Play greedy episodes, statistics frozen. Prints and returns their mean return."""
     env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
-    actor, returns = agent.numpy_actor(), []
+    returns = []
     obs, _ = env.reset(seed=args.seed + 10**6)
     while len(returns) < max(args.eval_episodes, 1):
-        obs, _, terminated, truncated, info = env.step(actor(np.asarray(obs, np.float32)))
+        outputs, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None])
+        obs, _, terminated, truncated, info = env.step(outputs[0].detach().cpu().numpy())
         if terminated or truncated:
             returns.append(info["episode"]["r"])
             obs, _ = env.reset()

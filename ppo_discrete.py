@@ -143,7 +143,7 @@ def make_env(env_id, video_folder=None):
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here. Returns are recorded below them, so they stay in the environment's own units.
+    # Add your own wrappers here (one that ends episodes: a line above). Reported returns stay the environment's own.
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
@@ -160,7 +160,7 @@ def make_env(env_id, video_folder=None):
 def collect_rollout(env, agent, obs, num_steps, rng):
     """Play from obs. Returns the rollout, the first 5 arguments of compute_gae, the next obs, [(return, length)]."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
-    raw_obs, next_obs = np.empty((2, num_steps, len(obs)), np.float32)
+    raw_obs, next_obs = np.empty((2, num_steps, *obs.shape), np.float32)
     rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
     noise = rng.gumbel(size=(num_steps, env.action_space.n))  # Gumbel-max: argmax(logits + noise) is a sample
     for t in range(num_steps):
@@ -236,10 +236,11 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 def evaluate(agent, args, folder):
     """Play greedy episodes, statistics frozen. Prints and returns their mean return."""
     env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
-    actor, returns = agent.numpy_actor(), []
+    returns = []
     obs, _ = env.reset(seed=args.seed + 10**6)
     while len(returns) < max(args.eval_episodes, 1):
-        obs, _, terminated, truncated, info = env.step(actor(np.asarray(obs, np.float32)).argmax())
+        outputs, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None])
+        obs, _, terminated, truncated, info = env.step(outputs[0].argmax().item())
         if terminated or truncated:
             returns.append(info["episode"]["r"])
             obs, _ = env.reset()

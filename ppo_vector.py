@@ -164,7 +164,7 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # a reset is a step of its own
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    # Add your own vector wrappers here. Returns are recorded below them, so they stay in the environment's own units.
+    # Add your own vector wrappers here. Reported returns stay the environment's own.
     if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
         envs = gym.wrappers.vector.FlattenObservation(envs)
     space = envs.single_action_space
@@ -173,9 +173,9 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
         raise SystemExit(f"error: {env_id}: Discrete or float Box actions, fixed-size observations only")
     if isinstance(space, Discrete):
         return gym.wrappers.vector.TransformAction(envs, lambda action: space.start + action, None, Discrete(space.n))
-    flat = flatten_space(space)
-    low, high = (flat.low, flat.high) if flat.is_bounded() else (-1, 1)  # [-1, 1] is scaled to this
-    mid, half, shape = high / 2 + low / 2, high / 2 - low / 2, (num_envs, *space.shape)
+    flat = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
+    mid, half = (flat.high / 2 + flat.low / 2, flat.high / 2 - flat.low / 2) if flat.is_bounded() else (0, 1)
+    shape = (num_envs, *space.shape)
     return gym.wrappers.vector.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
         envs, lambda action: np.fmin(np.fmax(mid + half * action, flat.low), flat.high).reshape(shape), None, flat
     )
@@ -267,10 +267,10 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 def evaluate(agent, args, folder):
     """Play greedy episodes, statistics frozen. Prints and returns their mean return."""
     envs = make_envs(args.env_id, 1, args.vectorization_mode, folder / "videos" if args.capture_video else None)
-    actor, returns = agent.numpy_actor(), []
+    returns = []
     obs, _ = envs.reset(seed=args.seed + 10**6)
     while len(returns) < max(args.eval_episodes, 1):
-        outputs = actor(np.asarray(obs, np.float32))
+        outputs = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))[0].detach().cpu().numpy()
         obs, _, _, _, info = envs.step(outputs.argmax(-1) if agent.discrete else outputs)
         if "episode" in info:
             returns.append(info["episode"]["r"][0])

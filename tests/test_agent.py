@@ -67,6 +67,12 @@ def test_statistics_equal_numpy_over_uneven_batches(script, shape):
     assert stats.count == len(rows)
 
 
+def test_evaluation_acts_by_forward(script, agent, tiny, tmp_path, monkeypatch):
+    """A checkpoint of another network is never played by what numpy_actor says."""
+    monkeypatch.setattr(agent, "numpy_actor", None)
+    script.evaluate(agent, tiny(norm_obs=True, eval_episodes=1), tmp_path)
+
+
 def test_evaluation_leaves_the_agent_alone(script, agent, tiny, tmp_path):
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     script.evaluate(agent, tiny(norm_obs=True, eval_episodes=3), tmp_path)
