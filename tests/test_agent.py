@@ -73,6 +73,19 @@ def test_evaluation_acts_by_forward(script, agent, tiny, tmp_path, monkeypatch):
     script.evaluate(agent, tiny(norm_obs=True, eval_episodes=1), tmp_path)
 
 
+def test_evaluation_is_greedy(script, agent, tiny, tmp_path, record):
+    """Of the actions that reach the environment each one is the most likely at its observation."""
+    environments = record("make_envs" if hasattr(script, "make_envs") else "make_env")
+    script.evaluate(agent, tiny(norm_obs=True, eval_episodes=20), tmp_path)
+    (env,) = environments
+    (log,) = [single.unwrapped.log for single in getattr(env.unwrapped, "envs", [env])]
+    obs, actions = (np.array(column) for column in list(zip(*log, strict=True))[:2])
+    with torch.no_grad():
+        outputs, _ = agent(torch.as_tensor(obs))
+    expected = outputs.clamp(-1, 1) if actions.ndim > 1 else outputs.argmax(-1) - 4  # the space starts at -4
+    np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_leaves_the_agent_alone(script, agent, tiny, tmp_path):
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     script.evaluate(agent, tiny(norm_obs=True, eval_episodes=3), tmp_path)

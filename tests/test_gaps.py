@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -137,6 +138,44 @@ def test_the_readme_example_in_python_runs(tmp_path, monkeypatch):
     (run_folder() / "checkpoint.pt").rename("checkpoint.pt")
     for block in blocks:
         exec(block, {})
+
+
+@pytest.mark.parametrize("case", [("ppo_continuous", "Box"), ("ppo_vector", "Box")], ids="-".join, indirect=True)
+def test_actions_are_scaled_to_finite_bounds(script):
+    """-1, 0 and 0.5 are the lower bound, the middle and three quarters of the way up; 9 is the upper bound."""
+    for name, expected in {
+        "ActAsymmetric": [[-0.1, 2], [0.3, 3.5], [0.5, 4.25], [0.7, 5]],
+        "ActUnbounded": [[-1, -1], [0, 0], [0.5, 0.5], [9, 9]],
+        "ActLowerBound": [[0, 0], [0, 0], [0.5, 0.5], [9, 9]],
+    }.items():
+        env_id = f"probe_envs:{name}-v0"
+        env = script.make_envs(env_id, 1) if hasattr(script, "make_envs") else script.make_env(env_id)
+        actions = [np.ravel(env.func(np.full(2, action, np.float32))) for action in (-1, 0, 0.5, 9)]
+        np.testing.assert_allclose(actions, expected, rtol=1e-6)
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@once_per_script
+def test_a_broken_checkpoint_is_not_resumed_and_no_code_in_it_runs(script, tiny):
+    """Cut at every 4 KiB, or with code in the pickle."""
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    sound, broken = path.read_bytes(), []
+    for i in range(0, len(sound), 4096):
+        broken.append(sound[:i])
+    torch.save({"args": Malicious(), "step": 0}, path)
+    broken.append(path.read_bytes())
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises((RuntimeError, EOFError, pickle.UnpicklingError)):
+            script.train(tiny(resume=str(path)))
+        assert path.read_bytes() == content
+    assert not Path("executed").exists()
+    assert len(broken) > 4
 
 
 @once_per_script
