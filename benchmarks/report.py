@@ -43,7 +43,7 @@ def row(name, label):
         found = re.search(r"--total-timesteps (\d+)", flags)
         steps = f"{int(found[1]) if found else 100_000:,}"
         values = [float(run["evaluation"]) for run in runs]
-        result, width = f"mean {statistics.mean(values):.1f}", f"{min(values):.1f} to {max(values):.1f}"
+        result, width = f"mean {statistics.mean(values):.1f}", f"{round(min(values), 1) + 0.0:.1f} to {max(values):.1f}"
     return f"| {label} | `{runs[0]['script']}` | {steps} | {len(runs)} | {result} | {width} |\n"
 
 
