@@ -3,6 +3,8 @@
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import tyro
@@ -68,6 +70,11 @@ def test_python_examples_import_what_exists(readme):
     for name, words in imports:
         for word in words.split(", "):
             assert hasattr(load_script(name), word)
+
+
+def test_results_are_those_of_the_csv_files():
+    report = [sys.executable, ROOT / "benchmarks" / "report.py", "--check"]
+    assert subprocess.run(report, capture_output=True).returncode == 0
 
 
 def test_linked_files_exist(readme):
