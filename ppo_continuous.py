@@ -144,21 +144,21 @@ def make_env(env_id, video_folder=None):
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here (one that ends episodes: a line above). Reported returns stay the environment's own.
+    # Add your own wrappers here, or one line up if they end episodes. Reported returns stay the environment's own.
     if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, Box) or space.dtype.kind != "f":
         raise SystemExit(f"error: {env_id}: float Box actions, fixed-size observations only (else ppo_discrete.py)")
-    flat = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
-    mid, half = (flat.high / 2 + flat.low / 2, flat.high / 2 - flat.low / 2) if flat.is_bounded() else (0, 1)
+    box = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
+    mid, half = (box.high / 2 + box.low / 2, box.high / 2 - box.low / 2) if box.is_bounded() else (0, 1)
     return gym.wrappers.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
-        env, lambda action: unflatten(space, np.fmin(np.fmax(mid + half * action, flat.low), flat.high)), flat
+        env, lambda a: unflatten(space, np.fmin(np.fmax(mid + half * a, box.low), box.high)), box
     )
 
 
 def collect_rollout(env, agent, obs, num_steps, rng):
-    """Play from obs. Returns the rollout, the first 5 arguments of compute_gae, the next obs, [(return, length)]."""
+    """Play from obs. Returns the rollout, arguments for compute_gae, the next obs, (return, length) of each episode."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, next_obs = np.empty((2, num_steps, *obs.shape), np.float32)
     rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
@@ -188,7 +188,7 @@ def collect_rollout(env, agent, obs, num_steps, rng):
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
+    """Advantages and returns, each of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * ~terminated * next_values - values  # only termination makes the next value 0
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
@@ -205,7 +205,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
     losses, logratios = [], []
     for _ in range(args.update_epochs):
-        for rows in torch.as_tensor(rng.permutation(len(returns))).chunk(args.num_minibatches):
+        for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(min(args.num_minibatches, len(returns))):
             logprobs, entropy, values = agent.evaluate_actions(rollout["obs"][rows], rollout["actions"][rows])
             # Policy loss
             logratio = logprobs - rollout["logprobs"][rows]
@@ -295,7 +295,7 @@ def train(args):
     start_time = time.perf_counter()
     obs, _ = env.reset(seed=seed)
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:  # a rollout that only measures them
+        if args.norm_obs and agent.obs_stats.count == 0:  # only to measure the observations
             rollout, _, obs, _ = collect_rollout(env, agent, obs, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += args.num_steps
@@ -306,10 +306,10 @@ def train(args):
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # not earlier: the policy that acted used the old ones
+                agent.obs_stats.update(rollout["obs"])  # after the update: the policy acted by the old ones
             global_step += args.num_steps
             metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
-            schedule.step()  # by global_step
+            schedule.step()  # its lambda reads global_step
 
             # Log to TensorBoard and the terminal
             last_returns = [*last_returns, *(episode_return for episode_return, _ in episodes)][-20:]

@@ -173,17 +173,16 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
         raise SystemExit(f"error: {env_id}: Discrete or float Box actions, fixed-size observations only")
     if isinstance(space, Discrete):
         return gym.wrappers.vector.TransformAction(envs, lambda action: space.start + action, None, Discrete(space.n))
-    flat = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
-    mid, half = (flat.high / 2 + flat.low / 2, flat.high / 2 - flat.low / 2) if flat.is_bounded() else (0, 1)
-    shape = (num_envs, *space.shape)
+    box = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
+    mid, half = (box.high / 2 + box.low / 2, box.high / 2 - box.low / 2) if box.is_bounded() else (0, 1)
     return gym.wrappers.vector.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
-        envs, lambda action: np.fmin(np.fmax(mid + half * action, flat.low), flat.high).reshape(shape), None, flat
+        envs, lambda a: np.fmin(np.fmax(mid + half * a, box.low), box.high).reshape(num_envs, *space.shape), None, box
     )
 
 
 def collect_rollout(envs, agent, obs, done, num_steps, rng):
     """Play from obs (N, obs_dim). Environments that are done (N,) are reset first, by a step that valid masks out.
-    Returns the rollout, the first 5 arguments of compute_gae, the next obs and done, [(return, length)]."""
+    Returns the rollout, arguments for compute_gae, the next obs and done, (return, length) of each episode."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, rewards = np.empty((num_steps + 1, *obs.shape), np.float32), np.empty((num_steps, len(obs)))
     valid, terminated, truncated = np.empty((3, num_steps, len(obs)), bool)
@@ -216,7 +215,7 @@ def collect_rollout(envs, agent, obs, done, num_steps, rng):
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
+    """Advantages and returns, each of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * ~terminated * next_values - values  # only termination makes the next value 0
     decay = gamma * gae_lambda * ~(terminated | truncated)
     advantages, next_advantage = np.empty_like(deltas), 0.0
@@ -233,7 +232,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
     losses, logratios = [], []
     for _ in range(args.update_epochs):
-        for rows in torch.as_tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
+        for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(min(args.num_minibatches, len(returns))):
             logprobs, entropy, values = agent.evaluate_actions(rollout["obs"][rows], rollout["actions"][rows])
             # Policy loss
             logratio = logprobs - rollout["logprobs"][rows]
@@ -312,7 +311,8 @@ def train(args):
         optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
     if args.evaluate:
         envs.close()
-        evaluate(agent, args, Path(args.evaluate).parent) if rank == 0 else None
+        if rank == 0:
+            evaluate(agent, args, Path(args.evaluate).parent)
         return agent
     schedule = LambdaLR(optimizer, lambda _epoch: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
 
@@ -334,7 +334,7 @@ def train(args):
     done = np.zeros(args.num_envs, bool)
     batch_size = args.num_steps * args.num_envs * world_size
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:  # a rollout that only measures them
+        if args.norm_obs and agent.obs_stats.count == 0:  # only to measure the observations
             rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += batch_size
@@ -345,10 +345,10 @@ def train(args):
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # not earlier: the policy that acted used the old ones
+                agent.obs_stats.update(rollout["obs"])  # after the update: the policy acted by the old ones
             global_step += batch_size
             metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
-            schedule.step()  # by global_step
+            schedule.step()  # its lambda reads global_step
             if dist.is_initialized():
                 gathered = [None] * world_size
                 dist.all_gather_object(gathered, episodes)
@@ -387,7 +387,7 @@ def train(args):
             print(f"checkpoint: {folder / 'checkpoint.pt'}")
         if dist.is_initialized():
             dist.destroy_process_group()
-            time.sleep(0.1)  # or a thread of gloo that still frees a tensor may abort the process
+            time.sleep(0.1)  # without this, a gloo thread that still frees a tensor may abort the process
     return agent
 
 

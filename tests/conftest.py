@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".pytest_cache" / "hypothesis"))
 SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
 OBS_SPACE = gym.spaces.Box(-1, 1, (3,))
 CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]

@@ -181,7 +181,7 @@ FAULTS = [  # script, text, text with the fault, test
         "outputs[0].detach().cpu().numpy() + np.random.normal())",
         "test_agent.py::test_evaluation_is_greedy",
     ),
-    (C, "mid + half * action", "half * action", "test_gaps.py::test_actions_are_scaled_to_finite_bounds"),
+    (C, "mid + half * a", "half * a", "test_gaps.py::test_actions_are_scaled_to_finite_bounds"),
     (
         C,
         "policy.log_prob(actions).sum(-1)",
