@@ -144,8 +144,7 @@ def make_env(env_id, video_folder=None):
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
     # Add your own wrappers here, or one line up if they end episodes. Reported returns stay the environment's own.
-    if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
+    env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
         raise SystemExit(f"error: {env_id}: discrete actions, fixed-size observations only (Box: ppo_continuous.py)")
@@ -157,13 +156,13 @@ def make_env(env_id, video_folder=None):
     return gym.wrappers.TransformAction(env, lambda action: table[action], Discrete(len(table)))
 
 
-def collect_rollout(env, agent, obs, num_steps, rng):
+def collect_rollout(env, agent, obs, args, rng):
     """Play from obs. Returns the rollout, arguments for compute_gae, the next obs, (return, length) of each episode."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
-    raw_obs, next_obs = np.empty((2, num_steps, *obs.shape), np.float32)
-    rewards, terminated, truncated = np.empty(num_steps), np.empty(num_steps, bool), np.empty(num_steps, bool)
-    noise = rng.gumbel(size=(num_steps, env.action_space.n))  # Gumbel-max: argmax(logits + noise) is a sample
-    for t in range(num_steps):
+    raw_obs, next_obs = np.empty((2, args.num_steps, *obs.shape), np.float32)
+    rewards, (terminated, truncated) = np.empty(args.num_steps), np.empty((2, args.num_steps), bool)
+    noise = rng.gumbel(size=(args.num_steps, env.action_space.n))  # Gumbel-max: argmax(logits + noise) is a sample
+    for t in range(args.num_steps):
         raw_obs[t] = obs
         outputs.append(actor(raw_obs[t]))
         actions.append((outputs[t] + noise[t]).argmax())
@@ -285,22 +284,19 @@ def train(args):
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     folder.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
-    plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
-    flags = {k: "None" if value is None else value for k, value in asdict(args).items() if k not in plumbing}
+    flags = {k: "None" if value is None else value for k, value in asdict(args).items()}
     for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)
 
-    last_returns = []
-    solved = False
-    start_time = time.perf_counter()
+    last_returns, solved, start_time = [], False, time.perf_counter()
     obs, _ = env.reset(seed=seed)
     try:
         if args.norm_obs and agent.obs_stats.count == 0:  # only to measure the observations
-            rollout, _, obs, _ = collect_rollout(env, agent, obs, args.num_steps, rng)
+            rollout, _, obs, _ = collect_rollout(env, agent, obs, args, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += args.num_steps
         while global_step < args.total_timesteps and not solved:
-            rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args.num_steps, rng)
+            rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
             if args.norm_value:
                 agent.return_stats.update(returns)

@@ -165,8 +165,7 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     # Add your own vector wrappers here. Reported returns stay the environment's own.
-    if not isinstance(envs.single_observation_space, Box) or len(envs.single_observation_space.shape) != 1:
-        envs = gym.wrappers.vector.FlattenObservation(envs)
+    envs = gym.wrappers.vector.FlattenObservation(envs)
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     if not fits or not isinstance(envs.single_observation_space, Box):
@@ -180,13 +179,13 @@ def make_envs(env_id, num_envs, mode=None, video_folder=None):
     )
 
 
-def collect_rollout(envs, agent, obs, done, num_steps, rng):
+def collect_rollout(envs, agent, obs, done, args, rng):
     """Play from obs (N, obs_dim). Environments that are done (N,) are reset first, by a step that valid masks out.
     Returns the rollout, arguments for compute_gae, the next obs and done, (return, length) of each episode."""
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
-    raw_obs, rewards = np.empty((num_steps + 1, *obs.shape), np.float32), np.empty((num_steps, len(obs)))
-    valid, terminated, truncated = np.empty((3, num_steps, len(obs)), bool)
-    for t in range(num_steps):
+    raw_obs, rewards = np.empty((args.num_steps + 1, *obs.shape), np.float32), np.empty((args.num_steps, len(obs)))
+    valid, terminated, truncated = np.empty((3, args.num_steps, len(obs)), bool)
+    for t in range(args.num_steps):
         raw_obs[t] = obs
         valid[t] = ~done
         outputs.append(actor(raw_obs[t]))
@@ -209,7 +208,7 @@ def collect_rollout(envs, agent, obs, done, num_steps, rng):
         expected, values = agent(torch.as_tensor(raw_obs, device=device).flatten(0, 1))
     same = np.allclose(np.concatenate(outputs), expected[: -len(obs)].cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
-    values = values.cpu().numpy().reshape(num_steps + 1, -1)
+    values = values.cpu().numpy().reshape(args.num_steps + 1, -1)
     rollout = {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs, "valid": valid}
     return rollout, (rewards, values[:-1], values[1:], terminated, truncated), obs, done, episodes
 
@@ -322,24 +321,21 @@ def train(args):
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
-        plumbing = ("log_dir", "device", "resume", "evaluate", "capture_video", "checkpoint_interval", "eval_episodes")
-        flags = {k: "None" if value is None else value for k, value in asdict(args).items() if k not in plumbing}
+        flags = {k: "None" if value is None else value for k, value in asdict(args).items()}
         for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)
 
-    last_returns = []
-    solved = False
-    start_time = time.perf_counter()
+    last_returns, solved, start_time = [], False, time.perf_counter()
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))
     done = np.zeros(args.num_envs, bool)
     batch_size = args.num_steps * args.num_envs * world_size
     try:
         if args.norm_obs and agent.obs_stats.count == 0:  # only to measure the observations
-            rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
+            rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args, rng)
             agent.obs_stats.update(rollout["obs"])
             global_step += batch_size
         while global_step < args.total_timesteps and not solved:
-            rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args.num_steps, rng)
+            rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = (x[rollout["valid"]] for x in compute_gae(*transitions, args.gamma, args.gae_lambda))
             if args.norm_value:
                 agent.return_stats.update(returns)

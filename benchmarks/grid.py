@@ -1,93 +1,168 @@
-"""Train a script on environments x seeds, one process a core, and keep what TensorBoard recorded as CSV.
+"""Train the rows of the README's table, one run a core: benchmarks/results/runs.csv and curves.csv.
 
-    python benchmarks/grid.py cartpole ppo_discrete.py --env-ids CartPole-v1 --seeds 1 2 3 -- --total-timesteps 100000
+    python benchmarks/grid.py
+    python benchmarks/grid.py Pendulum-v1 LunarLander-v3
 
-What stands behind `--` goes to the script. Writes benchmarks/results/NAME.csv, one row a run, and
-benchmarks/results/NAME_curves.csv, the 20-episode mean return over steps, and prints a summary of each environment.
+A run that is in runs.csv is skipped, so a grid that was stopped goes on. To run one again, delete its row.
 """
 
-import argparse
 import csv
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from threading import Lock
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+THRESHOLDS = {  # a mean of 20 episodes that counts as solved
+    "CartPole-v1": 475,
+    "Acrobot-v1": -100,
+    "MountainCar-v0": -110,
+    "LunarLander-v3": 200,
+    "Pendulum-v1": -200,
+    "MountainCarContinuous-v0": 90,
+    "LunarLanderContinuous-v3": 200,
+    "BipedalWalker-v3": 250,
+    "HalfCheetah-v5": 4000,
+}
+STATUS = re.compile(r"step (\d+)  mean return (\S+)  (\d+) steps/s")
+CLEANRL = re.compile(r"global_step=(\d+), episodic_return=\[?([-\d.]+)")
+EVALUATION = re.compile(r"evaluation: mean return (\S+) \+/- (\S+)")
+VERSIONS = (
+    "import platform, gymnasium, torch; print('python', platform.python_version(), 'gymnasium', gymnasium.__version__, "
+    "'torch', torch.__version__.split('+')[0])"
+)
 
 
-def run(script, env_id, seed, flags, processes, log_dir):
-    """Train once. Returns the row of results and the curve as rows of (step, mean return)."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, ROOT / script, "--env-id", env_id, "--seed", str(seed), "--log-dir", log_dir]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    result = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment)
-    if result.returncode:
-        raise RuntimeError(f"{script} {env_id} seed {seed} failed:\n{result.stderr}")
-    solved = re.search(r"solved: .* at step (\d+)", result.stdout)
-    evaluation = re.search(r"evaluation: mean return (\S+) \+/- (\S+)", result.stdout)
-    folder = Path(re.search(r"checkpoint: (.*)", result.stdout)[1]).parent
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    speed, curve = events.Scalars("charts/SPS")[-1], events.Scalars("charts/episodic_return_20")
-    row = {
-        "script": script,
-        "env_id": env_id,
-        "seed": seed,
-        "flags": " ".join(flags),
-        "steps": speed.step,
-        "solved_at": int(solved[1]) if solved else "",
-        "evaluation": float(evaluation[1]) if evaluation else "",
-        "evaluation_std": float(evaluation[2]) if evaluation else "",
-        "last_20": round(curve[-1].value, 2),
-        "steps_per_second": round(speed.value),
+class Work(NamedTuple):
+    """One row of a table: what to train, on which seeds."""
+
+    script: str
+    env_id: str
+    seeds: range
+    steps: int
+    variant: str = "defaults"
+    flags: str = ""
+    patch: tuple = ()  # pairs of (text of the script, other text)
+    processes: int = 1
+
+
+D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
+WALK = "--num-envs 2 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0"
+WORKS = [
+    Work(D, "CartPole-v1", range(1, 11), 100_000),
+    Work(V, "CartPole-v1", range(1, 6), 100_000),
+    Work(D, "Acrobot-v1", range(1, 6), 200_000),
+    Work(D, "MountainCar-v0", range(1, 6), 500_000, "recipe", "--norm-obs"),
+    Work(D, "LunarLander-v3", range(1, 11), 300_000),
+    Work(V, "LunarLander-v3", range(1, 4), 500_000),
+    Work(C, "Pendulum-v1", range(1, 11), 100_000),
+    Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
+    Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
+    Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
+    Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
+    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", f"{WALK} --hidden-size 128 --norm-obs", processes=2),
+]
+
+
+def our_command(work, seed, folder):
+    """The command line of one run. The script is patched in a copy."""
+    text = (ROOT / work.script).read_text()
+    for old, new in work.patch:
+        if text.count(old) != 1:
+            raise ValueError(f"{work.script} does not contain exactly once: {old}")
+        text = text.replace(old, new)
+    (folder / work.script).write_text(text)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", work.processes] if work.processes > 1 else []
+    words = [sys.executable, *launcher, work.script, "--env-id", work.env_id, "--seed", seed]
+    return [*words, "--total-timesteps", work.steps, "--eval-episodes", 100, *work.flags.split()]
+
+
+def train(work, seed, make_command):
+    """Train once. Returns a row of runs.csv and rows of curves.csv."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        words = [str(word) for word in make_command(work, seed, Path(folder))]
+        options = {"cwd": folder, "env": environment, "text": True}
+        versions = subprocess.run([words[0], "-c", VERSIONS], **options, capture_output=True, check=True).stdout.strip()
+        start = time.perf_counter()
+        curve, last_20, solved, evaluation, output = [], [], None, ("", ""), []
+        process = subprocess.Popen(words, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for line in process.stdout:
+            output = [*output[-20:], line]
+            if found := STATUS.search(line):
+                step, mean = int(found[1]), float(found[2])
+            elif found := CLEANRL.search(line):  # prints episodes
+                last_20 = [*last_20, float(found[2])][-20:]
+                step, mean = int(found[1]), sum(last_20) / len(last_20)
+            else:
+                evaluation = found.groups() if (found := EVALUATION.search(line)) else evaluation
+                continue
+            if solved is None and mean >= THRESHOLDS[work.env_id] and len(last_20) in (0, 20):
+                solved = step, round(time.perf_counter() - start, 2)
+            if not curve or step >= curve[-1][0] + 1000:
+                curve.append((step, round(mean, 2)))
+            trained = step, mean, time.perf_counter() - start
+        if process.wait():
+            raise RuntimeError(f"{work.script} {work.env_id} seed {seed} failed:\n{''.join(output)}")
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    row = key(work, seed) | {
+        "flags": work.flags,
+        "steps": trained[0],
+        "evaluation": evaluation[0],
+        "evaluation_std": evaluation[1],
+        "last_20": round(trained[1], 2),
+        "solved_at": solved[0] if solved else "",
+        "seconds_to_solved": solved[1] if solved else "",  # since the process started
+        "seconds": round(trained[2], 1),  # of training, with imports
+        "versions": versions,
+        "commit": commit,
     }
-    return row, [(script, env_id, seed, point.step, round(point.value, 2)) for point in curve]
+    return row, [key(work, seed) | {"step": step, "mean_return_20": mean} for step, mean in curve]
 
 
-def write(path, header, rows):
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
+def key(work, seed):
+    return {"script": work.script, "variant": work.variant, "env_id": work.env_id, "seed": str(seed)}
+
+
+def read(name):
+    path = RESULTS / f"{name}.csv"
+    return [*csv.DictReader(path.open())] if path.exists() else []
+
+
+def append(name, rows):
+    path = RESULTS / f"{name}.csv"
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        if new:
+            writer.writeheader()
         writer.writerows(rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("script")
-    parser.add_argument("--env-ids", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, required=True)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--processes", type=int, default=1, help="processes of each run, by torchrun")
-    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    args, flags = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+def run(works, make_command=our_command):
+    """Train all that is not in runs.csv yet, and append it there as it ends."""
+    done = [{name: row[name] for name in ("script", "variant", "env_id", "seed")} for row in read("runs")]
+    lock = Lock()
 
-    with tempfile.TemporaryDirectory() as log_dir, ThreadPoolExecutor(args.jobs) as pool:
-        tasks = [
-            pool.submit(run, args.script, env_id, seed, flags, args.processes, log_dir)
-            for env_id in args.env_ids
-            for seed in args.seeds
-        ]
-        rows, curves = zip(*(task.result() for task in tasks), strict=True)
-    write(RESULTS / f"{args.name}.csv", rows[0].keys(), [row.values() for row in rows])
-    header = ["script", "env_id", "seed", "step", "mean_return_20"]
-    write(RESULTS / f"{args.name}_curves.csv", header, [point for curve in curves for point in curve])
+    def one(work, seed):
+        row, curve = train(work, seed, make_command)
+        with lock:
+            append("curves", curve)
+            append("runs", [row])
+            print(*row.values(), flush=True)
 
-    for env_id in args.env_ids:
-        for column in "solved_at", "evaluation", "steps_per_second":
-            values = sorted(row[column] for row in rows if row["env_id"] == env_id and row[column] != "")
-            if values:
-                mean, median = statistics.mean(values), statistics.median(values)
-                count = f"{len(values)} of {len(args.seeds)} runs"
-                print(f"{env_id} {column}: mean {mean:.1f} median {median:.1f} [{values[0]} .. {values[-1]}] {count}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tasks = [pool.submit(one, work, seed) for work in works for seed in work.seeds if key(work, seed) not in done]
+    for task in tasks:
+        task.result()
 
 
 if __name__ == "__main__":
-    main()
+    run([work for work in WORKS if not sys.argv[1:] or work.env_id in sys.argv[1:]])

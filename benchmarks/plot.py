@@ -1,52 +1,78 @@
-"""Draw learning curves from benchmarks/results/NAME_curves.csv: the median over seeds, and their range as a band.
+"""Draw benchmarks/results/learning_curves.png and ablation.png from curves.csv: medians over seeds, ranges as bands.
 
-python benchmarks/plot.py benchmarks/results/learning_curves.png cartpole lunarlander
+python benchmarks/plot.py
 """
 
-import csv
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from ablation import CHANGES, ENV_IDS
+from grid import RESULTS, THRESHOLDS, WORKS, read
+from report import CLEANRL, PEERS
 
-RESULTS = Path(__file__).resolve().parent / "results"
-SOLVED = {"CartPole-v1": 475, "LunarLander-v3": 200, "LunarLanderContinuous-v3": 200}
-
-
-def read(name):
-    """{(script, environment): {seed: (steps, mean returns)}} of one CSV file."""
-    curves = defaultdict(lambda: defaultdict(lambda: ([], [])))
-    with open(RESULTS / f"{name}_curves.csv") as file:
-        for row in csv.DictReader(file):
-            steps, returns = curves[row["script"], row["env_id"]][row["seed"]]
-            steps.append(float(row["step"]))
-            returns.append(float(row["mean_return_20"]))
-    return curves
+CURVES = defaultdict(lambda: defaultdict(list))  # (script, environment, variant): {seed: [(step, mean return)]}
+for row in read("curves"):
+    point = float(row["step"]), float(row["mean_return_20"])
+    CURVES[row["script"], row["env_id"], row["variant"]][row["seed"]].append(point)
 
 
-def main(picture, *names):
-    panels = [panel for name in names for panel in read(name).items()]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for axis, ((script, env_id), seeds) in zip(axes[0], panels, strict=True):
-        start, end = max(s[0][0] for s in seeds.values()), min(s[0][-1] for s in seeds.values())
-        grid = np.linspace(start, end, 300)
-        runs = np.array([np.interp(grid, *curve) for curve in seeds.values()])
-        axis.fill_between(grid / 1000, runs.min(0), runs.max(0), alpha=0.25, linewidth=0)
-        axis.plot(grid / 1000, np.median(runs, 0))
-        if env_id in SOLVED:
-            axis.axhline(SOLVED[env_id], color="grey", linestyle=":", linewidth=1)
-        axis.set_title(f"{env_id}, {len(seeds)} seeds", fontsize=10)
-        axis.set_xlabel(f"thousand environment steps ({script})", fontsize=9)
+def draw(axis, key, label, band=True):
+    """The median over seeds, from where every seed has a value."""
+    if key not in CURVES:
+        return
+    runs = [np.array(run)[~np.isnan(np.array(run)[:, 1])] for run in CURVES[key].values()]
+    grid = np.linspace(max(run[0, 0] for run in runs), min(run[-1, 0] for run in runs), 300)
+    returns = np.array([np.interp(grid, run[:, 0], run[:, 1]) for run in runs])
+    (line,) = axis.plot(grid / 1000, np.median(returns, 0), label=label, linewidth=1.8 if band else 1.1)
+    if band:
+        axis.fill_between(grid / 1000, returns.min(0), returns.max(0), alpha=0.25, linewidth=0, color=line.get_color())
+
+
+def panels(works, columns):
+    rows = -(-len(works) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat[len(works) :]:
+        axis.set_axis_off()
+    for axis, work in zip(axes.flat, works, strict=False):
+        axis.axhline(THRESHOLDS[work.env_id], color="grey", linestyle=":", linewidth=1)
+        axis.set_title(f"{work.env_id}, {work.script}".replace(".py", ""), fontsize=8)
         axis.grid(alpha=0.2)
-    axes[0][0].set_ylabel("mean return of the last 20 episodes", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+        axis.tick_params(labelsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("thousand environment steps", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean of 20 episodes", fontsize=8)
+    return figure, axes.flat
+
+
+def save(figure, axis, name):
+    handles, labels = axis.get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(RESULTS / name, dpi=100)
+
+
+def main():
+    figure, axes = panels(WORKS, 4)
+    for axis, work in zip(axes, WORKS, strict=False):
+        draw(axis, (work.script, work.env_id, work.variant), "this project, median and range over seeds")
+        if work.script != "ppo_vector.py":
+            for name, (script, variant) in PEERS.items():
+                draw(axis, (script, work.env_id, variant), name, band=False)
+            draw(axis, (CLEANRL[work.script], work.env_id, "defaults"), "CleanRL", band=False)
+    save(figure, axes[0], "learning_curves.png")
+
+    works = [next(work for work in WORKS if work.env_id == env_id) for env_id in ENV_IDS]
+    figure, axes = panels(works, 4)
+    for axis, work in zip(axes, works, strict=True):
+        for variant in ("defaults", *CHANGES):
+            draw(axis, (work.script, work.env_id, variant), variant, band=variant == "defaults")
+    save(figure, axes[0], "ablation.png")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

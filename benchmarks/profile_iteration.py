@@ -34,7 +34,7 @@ def main(env_id):
     agent = ppo.ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     obs, _ = env.reset(seed=0)
-    rollout, transitions, _, _ = ppo.collect_rollout(env, agent, obs, steps, rng)
+    rollout, transitions, _, _ = ppo.collect_rollout(env, agent, obs, args, rng)
 
     bare = gym.make(env_id)
     bare.reset(seed=0)
@@ -60,7 +60,7 @@ def main(env_id):
         "environment alone": clock(bare_step, 5000),
         "action": clock(lambda: (actor(row) + noise).argmax(), 5000),
         "values and log-probabilities": clock(forward, 20) / steps,
-        "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], steps, rng), 5) / steps,
+        "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], args, rng), 5) / steps,
         "advantages": clock(lambda: ppo.compute_gae(*transitions, args.gamma, args.gae_lambda), 20) / steps,
         "update": clock(lambda: ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng), 3) / steps,
         "checkpoint": clock(lambda: ppo.save_checkpoint(path, args, 0, agent, optimizer), 20) / steps,

@@ -1,10 +1,10 @@
-"""Train Stable-Baselines3 PPO, stopping by the rule of --target-return; run by pairs.py in SB3's own environment.
+"""Train Stable-Baselines3 PPO by the rules of our scripts; grid.py and pairs.py run it in SB3's own environment.
 
-    python benchmarks/sb3_peer.py SETTINGS ENV_ID SEED STEPS [TARGET]
+    python benchmarks/sb3_peer.py SETTINGS ENV_ID SEED STEPS [TARGET [EVALUATION_EPISODES]]
 
-SETTINGS: `zoo`, RL Zoo's tuned CartPole settings; `same`, the work of our single-environment scripts at 10 epochs of
-minibatches of 256; `vector`, the work of CleanRL's ppo.py; the last two on a shared 64-64 network like ours.
-Prints the step at which the target was reached and the training steps per second.
+SETTINGS: `defaults`, SB3's; `zoo`, RL Zoo's tuned settings of the environment; `same`, the work of our
+single-environment scripts at 10 epochs of minibatches of 256; `vector`, the work of CleanRL's ppo.py; the last two on a
+shared 64-64 network like ours. Stops at a 20-episode mean of TARGET and prints what our scripts print.
 """
 
 import sys
@@ -15,7 +15,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 
@@ -34,35 +36,68 @@ class SharedBackbone(BaseFeaturesExtractor):
 
 
 SHARED = {"policy_kwargs": {"features_extractor_class": SharedBackbone, "net_arch": []}}
-ZOO = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0}
-SETTINGS = {  # number of environments, settings
-    "zoo": (8, ZOO | {"learning_rate": linear(1e-3), "clip_range": linear(0.2)}),
-    "same": (1, {"n_steps": 2048, "batch_size": 256, "n_epochs": 10} | SHARED),
-    "vector": (4, {"n_steps": 128, "batch_size": 128, "n_epochs": 4} | SHARED),
+LANDER = (16, False, {"n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01})
+ZOO = {  # number of environments, VecNormalize, settings: hyperparams/ppo.yml of RL Zoo at 22e3ff2
+    "CartPole-v1": (
+        8,
+        False,
+        {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0}
+        | {"learning_rate": linear(1e-3), "clip_range": linear(0.2)},
+    ),
+    "Acrobot-v1": (16, True, {"n_steps": 256, "n_epochs": 4, "gae_lambda": 0.94}),
+    "LunarLander-v3": LANDER,
+    "LunarLanderContinuous-v3": LANDER,
+    "Pendulum-v1": (
+        4,
+        False,
+        {"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True, "sde_sample_freq": 4},
+    ),
+    "BipedalWalker-v3": (32, True, {"n_steps": 2048, "gamma": 0.999, "clip_range": 0.18}),
+}
+SETTINGS = {
+    "defaults": (1, False, {}),
+    "same": (1, False, {"n_steps": 2048, "batch_size": 256, "n_epochs": 10} | SHARED),
+    "vector": (4, False, {"n_steps": 128, "batch_size": 128, "n_epochs": 4} | SHARED),
 }
 
 
-class StopAtTarget(BaseCallback):
+class Report(BaseCallback):
+    """Prints a status line of our scripts after each rollout, and stops at the target."""
+
     def __init__(self, target):
         super().__init__()
-        self.target, self.returns, self.solved_at = target, [], None
+        self.target, self.returns, self.start = target, [], time.perf_counter()
 
     def _on_step(self):
         self.returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
-        if len(self.returns) >= 20 and np.mean(self.returns[-20:]) >= self.target:
-            self.solved_at = self.num_timesteps
-        return self.solved_at is None
+        solved = len(self.returns) >= 20 and np.mean(self.returns[-20:]) >= self.target
+        if solved:
+            print(f"solved: mean return {np.mean(self.returns[-20:]):.1f} at step {self.num_timesteps}")
+        return not solved
+
+    def _on_rollout_end(self):
+        mean = np.mean(self.returns[-20:]) if self.returns else np.nan
+        speed = self.num_timesteps / (time.perf_counter() - self.start)
+        print(f"step {self.num_timesteps}  mean return {mean:.1f}  {speed:.0f} steps/s", flush=True)
 
 
-def main(settings, env_id, seed, steps, target="inf"):
+def main(settings, env_id, seed, steps, target="inf", episodes="0"):
     torch.set_num_threads(1)
-    num_envs, keywords = SETTINGS[settings]
-    callback = StopAtTarget(float(target))
+    num_envs, normalize, keywords = ZOO[env_id] if settings == "zoo" else SETTINGS[settings]
     envs = make_vec_env(env_id, n_envs=num_envs, seed=int(seed))
+    if normalize:
+        envs = VecNormalize(envs, gamma=keywords.get("gamma", 0.99))
     model = PPO("MlpPolicy", envs, seed=int(seed), device="cpu", **keywords)
-    start = time.perf_counter()
-    model.learn(int(steps), callback=callback)
-    print(f"solved at {callback.solved_at}, {model.num_timesteps / (time.perf_counter() - start):.0f} steps/s")
+    report = Report(float(target))
+    model.learn(int(steps), callback=report)
+    print(f"{model.num_timesteps / (time.perf_counter() - report.start):.0f} steps/s")
+    if int(episodes):
+        test_envs = make_vec_env(env_id, seed=int(seed) + 10**6)
+        if normalize:
+            test_envs = VecNormalize(test_envs, training=False, norm_reward=False)
+            test_envs.obs_rms = envs.obs_rms
+        mean, std = evaluate_policy(model, test_envs, int(episodes), deterministic=True)
+        print(f"evaluation: mean return {mean:.1f} +/- {std:.1f} over {episodes} episodes")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def measure(num_envs, seconds=4.0):
     spent, steps = np.zeros(2), 0
     while spent.sum() < seconds:
         start = time.perf_counter()
-        rollout, transitions, obs, done, _ = ppo.collect_rollout(envs, agent, obs, done, num_steps, rng)
+        rollout, transitions, obs, done, _ = ppo.collect_rollout(envs, agent, obs, done, args, rng)
         middle = time.perf_counter()
         advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
         advantages, returns = advantages[rollout["valid"]], returns[rollout["valid"]]

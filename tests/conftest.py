@@ -49,8 +49,8 @@ def sandbox(tmp_path, monkeypatch):
 class Player:
     """Collects rollouts on an environment by any script. `logs` are the transitions that the environments saw."""
 
-    def __init__(self, script, agent, env_id, num_envs=3):
-        self.script, self.agent = script, agent
+    def __init__(self, script, agent, env_id, num_envs=3, **flags):
+        self.script, self.agent, self.flags = script, agent, flags
         self.vector = hasattr(script, "make_envs")
         self.env = script.make_envs(env_id, num_envs, "sync") if self.vector else script.make_env(env_id)
         self.done = [np.zeros(num_envs, bool)] if self.vector else []
@@ -62,8 +62,9 @@ class Player:
 
     def play(self, num_steps, rng):
         """One rollout, its transitions and its episodes."""
+        args = self.script.Args(num_steps=num_steps, **self.flags)
         rollout, transitions, self.obs, *self.done, episodes = self.script.collect_rollout(
-            self.env, self.agent, self.obs, *self.done, num_steps, rng
+            self.env, self.agent, self.obs, *self.done, args, rng
         )
         rollout.setdefault("valid", np.ones(num_steps, bool))
         return rollout, transitions, episodes
@@ -110,7 +111,7 @@ def agent(script, action_space):
 
 @pytest.fixture
 def player(script, agent, probe):
-    return lambda name="Recorder": Player(script, agent, probe(name))
+    return lambda name="Recorder", **flags: Player(script, agent, probe(name), **flags)
 
 
 @pytest.fixture

@@ -165,10 +165,17 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         C,
-        "rng.normal(0, agent.log_std.exp().tolist(), ",
-        "rng.normal(0, 1, ",
+        "* agent.log_std.exp().tolist()).astype",
+        "* 1.0).astype",
         "test_agent.py::test_samples_follow_the_distribution",
     ),
+    (
+        C,
+        "** (-args.noise_beta / 2)",
+        "** -args.noise_beta",
+        "test_agent.py::test_noise_has_the_color_of_noise_beta",
+    ),
+    (C, " / np.sqrt((scale**2).mean())", "", "test_agent.py::test_noise_has_the_color_of_noise_beta"),
     (
         C,
         "actions.append(outputs[t] + noise[t])",

@@ -22,15 +22,16 @@ DELIBERATE = {
         "Args.env_id": "an environment with Box actions",
         "Args.learning_rate": "measured: Gaussian policies take smaller steps",
         "Args.num_steps": "measured: and longer rollouts",
-        "Args.num_minibatches": "measured: and smaller minibatches",
+        "Args.num_minibatches": "measured: of as many rows",
         "Args.target_kl": "measured: without it the standard deviation shrinks too early",
+        "Args.vf_coef": "measured: LunarLanderContinuous learns sooner",
         "Args.norm_obs": "observations of such environments differ in scale",
         "Args.ent_coef": "the entropy of a Gaussian has no upper end",
         "ActorCritic.__init__": GAUSSIAN,
         "ActorCritic.forward": "the docstring says what it returns",
         "ActorCritic.evaluate_actions": GAUSSIAN,
         "make_env": "actions are scaled to the bounds of a Box",
-        "collect_rollout": "Gaussian noise in place of Gumbel noise",
+        "collect_rollout": "colored Gaussian noise in place of Gumbel noise",
         "evaluate": "the greedy action is the mean",
     },
     "ppo_vector": {
@@ -88,7 +89,8 @@ def test_what_bears_one_name_is_one_text(other):
 
 
 def test_the_first_two_scripts_have_the_same_parts_in_the_same_order():
-    assert [*parts("ppo_discrete")] == [*parts("ppo_continuous")]
+    continuous = [name for name in parts("ppo_continuous") if name != "Args.noise_beta"]  # of Gaussian noise only
+    assert [*parts("ppo_discrete")] == continuous
 
 
 @pytest.mark.parametrize("other", OTHERS)

@@ -32,7 +32,8 @@ TRACE = np.array([list("..Tr.Ur.Br.T"), list("TrTr.BrUr..U"), list(".....TrTrTr.
 
 def play(envs, agent, num_steps, state=None, seed=0):
     obs, done = state or (envs.reset(seed=seed)[0], np.zeros(envs.num_envs, bool))
-    return ppo_vector.collect_rollout(envs, agent, obs, done, num_steps, np.random.default_rng(7))
+    args = ppo_vector.Args(num_steps=num_steps)
+    return ppo_vector.collect_rollout(envs, agent, obs, done, args, np.random.default_rng(7))
 
 
 @discrete

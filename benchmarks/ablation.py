@@ -1,0 +1,55 @@
+"""What each decision is worth: train the defaults with one of them changed, into benchmarks/results/runs.csv.
+
+python benchmarks/ablation.py
+"""
+
+from grid import WORKS, run
+
+ENV_IDS = ("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3")
+
+# What no flag switches is patched: pairs of (text of the script, other text)
+TERMINATED = ("~terminated * next_values", "~(terminated | truncated) * next_values")
+LOGRATIO = '            logratio = logprobs - rollout["logprobs"][rows]\n'
+SCALED = "            scaled = (advantages[rows] - advantages[rows].mean()) / (advantages[rows].std() + 1e-8)\n"
+MINIBATCH_ADVANTAGES = (
+    (LOGRATIO, LOGRATIO + SCALED),
+    ("ratio * advantages[rows], clipped_ratio * advantages[rows]", "ratio * scaled, clipped_ratio * scaled"),
+)
+CRITIC = "        self.critic = nn.Linear(width, 1)\n"
+TWO_NETWORKS = (
+    (CRITIC, CRITIC + "        self.value_backbone = copy.deepcopy(self.backbone)\n"),
+    ("self.critic(hidden)", "self.critic(self.value_backbone(obs))"),
+    ("import signal\n", "import copy\nimport signal\n"),
+)
+TANH = (
+    ("nn.ReLU(), nn.Linear(width, width), nn.ReLU()", "nn.Tanh(), nn.Linear(width, width), nn.Tanh()"),
+    ('np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)', "np.tanh(FIRST)"),
+    ('np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)', "np.tanh(SECOND)"),
+    ("FIRST", 'obs @ p["backbone.0.weight"].T + p["backbone.0.bias"]'),
+    ("SECOND", 'hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"]'),
+)
+TUTORIAL = (
+    "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
+    "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64"
+)
+CHANGES = {  # variant: (flags, patch)
+    "no value normalization": ("--no-norm-value", ()),
+    "truncation taken for termination": ("", (TERMINATED,)),
+    "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
+    "constant learning rate": ("--no-anneal-lr", ()),
+    "observation normalization switched": ("--norm-obs", ()),
+    "two networks": ("", TWO_NETWORKS),
+    "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
+}
+
+
+def change(work, variant):
+    flags, patch = CHANGES[variant]
+    if work.script == "ppo_continuous.py" and flags == "--norm-obs":
+        flags = "--no-norm-obs"
+    return work._replace(seeds=range(1, 6), variant=variant, flags=flags, patch=patch)
+
+
+if __name__ == "__main__":
+    bases = [work for work in WORKS if work.env_id in ENV_IDS and work.script != "ppo_vector.py"]
+    run([change(work, variant) for work in bases for variant in CHANGES])

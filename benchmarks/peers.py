@@ -1,0 +1,50 @@
+"""Train Stable-Baselines3 and CleanRL at the steps of our defaults, three seeds, into benchmarks/results/runs.csv.
+
+    python benchmarks/peers.py --sb3-python .sb3/bin/python
+    python benchmarks/peers.py --cleanrl ../cleanrl --cleanrl-python .cleanrl/bin/python
+
+SB3 runs by its defaults and by RL Zoo's tuned settings (sb3_peer.py). CleanRL runs its own files with their own
+settings; they do not evaluate greedily, so what counts is the mean of the last 20 training episodes.
+"""
+
+import argparse
+from pathlib import Path
+
+from grid import ROOT, WORKS, Work, run
+
+ENV_IDS = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3")
+
+
+def absolute(path):
+    return Path(path).absolute()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sb3-python", type=absolute)
+    parser.add_argument("--cleanrl", type=absolute, help="a clone of CleanRL")
+    parser.add_argument("--cleanrl-python", type=absolute, help="Python with gymnasium 0.29")
+    parser.add_argument("--env-ids", nargs="+", default=ENV_IDS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    args = parser.parse_args()
+
+    def sb3_command(work, seed, _folder):
+        script = ROOT / "benchmarks" / work.script
+        return [args.sb3_python, script, work.variant, work.env_id, seed, work.steps, "inf", 100]
+
+    def cleanrl_command(work, seed, _folder):
+        old_id = work.env_id.replace("Lander-v3", "Lander-v2").replace("LanderContinuous-v3", "LanderContinuous-v2")
+        words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--env-id", old_id]
+        return [*words, "--seed", seed, "--total-timesteps", work.steps, "--no-cuda"]
+
+    ours = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
+    if args.sb3_python:
+        settings = ("defaults", "zoo")
+        run([Work("sb3_peer.py", w.env_id, args.seeds, w.steps, s) for w in ours for s in settings], sb3_command)
+    if args.cleanrl:
+        files = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_action.py"}
+        run([Work(files[w.script], w.env_id, args.seeds, w.steps) for w in ours], cleanrl_command)
+
+
+if __name__ == "__main__":
+    main()
