@@ -19,6 +19,7 @@ CLEANRL = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_act
 def values(column, script, env_id, variant="defaults"):
     """The column's values over seeds; None where a run never came so far."""
     runs = [run for run in RUNS if (run["script"], run["env_id"], run["variant"]) == (script, env_id, variant)]
+    runs.sort(key=lambda run: int(run["seed"]))
     return [float(run[column]) if run[column] else None for run in runs]
 
 
@@ -31,11 +32,14 @@ def mean(numbers, width=True):
 
 
 def median(numbers):
-    """Median and range over seeds; a seed that never came so far counts as the largest."""
+    """Median and range over seeds; a seed that never came so far counts as infinite."""
     if not numbers:
         return ""
-    shown = [f"{x:,.0f}" if x else "never" for x in sorted(numbers, key=lambda x: x or float("inf"))]
-    return f"{shown[(len(shown) - 1) // 2]} ({shown[0]} to {shown[-1]})"
+    numbers = [x or float("inf") for x in numbers]
+    low, high, middle = (
+        f"{x:,.0f}" if x < float("inf") else "never" for x in (min(numbers), max(numbers), statistics.median(numbers))
+    )
+    return f"{middle} ({low} to {high})"
 
 
 def table(header, rows):
@@ -47,11 +51,14 @@ def results():
     rows = []
     for work in WORKS:
         score, steps = (values(name, work.script, work.env_id, work.variant) for name in ("evaluation", "solved_at"))
-        name = work.env_id + (f", {work.variant}" if work.variant != "defaults" else "")
-        seeds = str(len(score))
-        rows.append([name, f"`{work.script}`", f"{work.steps:,}", seeds, mean(score), median(steps)])
-    header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "median steps to the threshold (range)"]
-    return table(header, rows)
+        name = work.env_id + (", recipe" if work.variant == "recipe" else "")
+        row = [name, f"`{work.script}`", f"{work.steps:,}", str(len(score)), mean(score)]
+        others = [values("evaluation", script, work.env_id, variant) for script, variant in PEERS.values()]
+        others.append(values("last_20", CLEANRL.get(work.script), work.env_id))
+        others = [mean(other, width=False) if work.script in CLEANRL else "" for other in others]
+        rows.append([*row, f"{THRESHOLDS[work.env_id]}: {median(steps)}", *others])
+    header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "median steps to a mean of (range)"]
+    return table([*header, *PEERS, "CleanRL"], rows)
 
 
 def peers():
@@ -71,16 +78,16 @@ def peers():
 
 
 def ablations():
+    """Greedy means of each change, and of the defaults on the same seeds."""
     rows = []
+    scripts = {env_id: next(work.script for work in WORKS if work.env_id == env_id) for env_id in ENV_IDS}
+    seeds = {e: min(len(values("steps", s, e, variant)) for variant in CHANGES) for e, s in scripts.items()}
     for variant in ("defaults", *CHANGES):
-        cells = []
-        for env_id in ENV_IDS:
-            script = next(work.script for work in WORKS if work.env_id == env_id)
-            cells.append(mean(values("evaluation", script, env_id, variant)[:5]))
-        script = "ppo_discrete.py"
-        cells.insert(1, median(values("solved_at", script, "CartPole-v1", variant)[:5]))
-        rows.append([variant, *cells])
-    return table(["", "CartPole-v1", "steps to 475", *ENV_IDS[1:]], rows)
+        cells = [mean(values("evaluation", s, e, variant)[: seeds[e]]) for e, s in scripts.items()]
+        solved = median(values("solved_at", "ppo_discrete.py", "CartPole-v1", variant)[: seeds["CartPole-v1"]])
+        rows.append([variant, cells[0], solved, *cells[1:]])
+    names = [f"{env_id}, {seeds[env_id]} seeds" for env_id in ENV_IDS]
+    return table(["", names[0], "steps to 475", *names[1:]], rows)
 
 
 TABLES = {"README.md": {"results": results}, "benchmarks/README.md": {"peers": peers, "ablations": ablations}}
@@ -90,10 +97,9 @@ def main():
     for name, tables in TABLES.items():
         old = new = (ROOT / name).read_text()
         for marker, write in tables.items():
-            new, found = re.subn(
-                f"(?<=<!-- {marker} -->\n\n).*?(?=\n<!-- end -->)", lambda _, write=write: write(), new, flags=re.DOTALL
-            )
-            assert found == 1, f"{name} needs the lines <!-- {marker} --> and <!-- end -->"
+            block = f"(?<=<!-- {marker} -->\n\n).*?(?=\n<!-- end -->)"
+            new, found = re.subn(block, lambda _, write=write: write(), new, count=1, flags=re.DOTALL)
+            assert found, f"{name} needs the lines <!-- {marker} --> and <!-- end -->"
         if "--check" not in sys.argv:
             (ROOT / name).write_text(new)
         elif new != old:

@@ -53,6 +53,14 @@ ZOO = {  # number of environments, VecNormalize, settings: hyperparams/ppo.yml o
         {"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True, "sde_sample_freq": 4},
     ),
     "BipedalWalker-v3": (32, True, {"n_steps": 2048, "gamma": 0.999, "clip_range": 0.18}),
+    "MountainCar-v0": (16, True, {"n_steps": 16, "n_epochs": 4, "gae_lambda": 0.98}),
+    "MountainCarContinuous-v0": (
+        1,
+        True,
+        {"n_steps": 8, "batch_size": 256, "gamma": 0.9999, "gae_lambda": 0.9, "learning_rate": 7.77e-5}
+        | {"clip_range": 0.1, "ent_coef": 0.00429, "vf_coef": 0.19, "max_grad_norm": 5, "use_sde": True}
+        | {"policy_kwargs": {"log_std_init": -3.29, "ortho_init": False}},
+    ),
 }
 SETTINGS = {
     "defaults": (1, False, {}),
