@@ -44,7 +44,7 @@ class Args:  # after a semicolon: the range worth trying
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets by running statistics of the returns
-    norm_obs: bool = True  # normalize observations by running statistics
+    norm_obs: bool = True  # normalize observations by running statistics; the first rollout only measures them
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     noise_beta: float = 0.5  # color of the action noise; 0 (white) to 1 (pink)
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
@@ -162,7 +162,7 @@ def collect_rollout(env, agent, obs, args, rng):
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, next_obs = np.empty((2, args.num_steps, *obs.shape), np.float32)
     rewards, (terminated, truncated) = np.empty(args.num_steps), np.empty((2, args.num_steps), bool)
-    # Noise whose power falls as 1/f^noise_beta over time explores further than white noise (Hollenstein et al. 2024)
+    # Noise of power 1/f^noise_beta over time explores further (Hollenstein et al. 2024); each step alone is normal
     scale = np.maximum(abs(np.fft.fftfreq(args.num_steps)), 1 / args.num_steps) ** (-args.noise_beta / 2)
     noise = np.fft.fft(rng.normal(size=(*env.action_space.shape, args.num_steps))) * scale / np.sqrt((scale**2).mean())
     noise = (np.fft.ifft(noise).real.T * agent.log_std.exp().tolist()).astype(np.float32)

@@ -25,12 +25,14 @@ TANH = (
     ("nn.ReLU(), nn.Linear(width, width), nn.ReLU()", "nn.Tanh(), nn.Linear(width, width), nn.Tanh()"),
     ('np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)', "np.tanh(FIRST)"),
     ('np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)', "np.tanh(SECOND)"),
+    # FIRST and SECOND hold the place of a text that may occur only once
     ("FIRST", 'obs @ p["backbone.0.weight"].T + p["backbone.0.bias"]'),
     ("SECOND", 'hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"]'),
 )
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
-    "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64"
+    "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64 "
+    "--vf-coef 0.5"
 )
 CHANGES = {  # variant: (flags, patch)
     "no value normalization": ("--no-norm-value", ()),
@@ -39,17 +41,20 @@ CHANGES = {  # variant: (flags, patch)
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
     "two networks": ("", TWO_NETWORKS),
+    "white action noise": ("", ()),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 
 
 def change(work, variant):
     flags, patch = CHANGES[variant]
-    if work.script == "ppo_continuous.py" and flags == "--norm-obs":
-        flags = "--no-norm-obs"
-    return work._replace(seeds=range(1, 6), variant=variant, flags=flags, patch=patch)
+    if work.script == "ppo_continuous.py":
+        flags = "--no-norm-obs" if flags == "--norm-obs" else flags
+        flags += " --noise-beta 0" * (variant in ("white action noise", "settings of the tutorial"))
+    return work._replace(seeds=range(1, 6), variant=variant, flags=flags.strip(), patch=patch)
 
 
 if __name__ == "__main__":
     bases = [work for work in WORKS if work.env_id in ENV_IDS and work.script != "ppo_vector.py"]
-    run([change(work, variant) for work in bases for variant in CHANGES])
+    works = [change(work, variant) for work in bases for variant in CHANGES]
+    run([work for work in works if work.flags or work.patch])  # discrete actions have no white noise

@@ -3,7 +3,8 @@
     python benchmarks/grid.py
     python benchmarks/grid.py Pendulum-v1 LunarLander-v3
 
-A run that is in runs.csv is skipped, so a grid that was stopped goes on. To run one again, delete its row.
+A run that is in runs.csv with the same flags is skipped, so a grid that was stopped goes on. To run one again, delete
+its rows in both files. The row of two processes wants both cores: run it by itself for its seconds.
 """
 
 import csv
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
-WALK = "--learning-rate 3e-4 --hidden-size 64 --target-kl None --noise-beta 0"
+WALK = "--learning-rate 3e-4 --hidden-size 64 --target-kl None --vf-coef 2"
 WALK_VECTOR = (
     "--num-envs 2 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 "
     "--hidden-size 128 --norm-obs"
@@ -71,6 +72,7 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 4), 1_000_000, "recipe", WALK),
     Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
+    Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000, "recipe", "--noise-beta 0"),
     Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", WALK_VECTOR, processes=2),
 ]
 
@@ -90,6 +92,7 @@ def our_command(work, seed, folder):
 
 def train(work, seed, make_command):
     """Train once. Returns a row of runs.csv and rows of curves.csv."""
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory() as folder:
         words = [str(word) for word in make_command(work, seed, Path(folder))]
@@ -115,7 +118,6 @@ def train(work, seed, make_command):
             trained = step, mean, time.perf_counter() - start
         if process.wait():
             raise RuntimeError(f"{work.script} {work.env_id} seed {seed} failed:\n{''.join(output)}")
-    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     row = key(work, seed) | {
         "flags": work.flags,
         "steps": trained[0],
@@ -152,7 +154,11 @@ def append(name, rows):
 
 def run(works, make_command=our_command):
     """Train all that is not in runs.csv yet, first seeds first, and append each run as it ends."""
-    done = [{name: row[name] for name in ("script", "variant", "env_id", "seed")} for row in read("runs")]
+    done = [
+        ({name: row[name] for name in ("script", "variant", "env_id", "seed")}, row["flags"]) for row in read("runs")
+    ]
+    pairs = [(work, seed) for work in works for seed in work.seeds if (key(work, seed), work.flags) not in done]
+    pairs.sort(key=lambda pair: pair[1])
     lock = Lock()
 
     def one(work, seed):
@@ -163,11 +169,15 @@ def run(works, make_command=our_command):
             print(*row.values(), flush=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = sorted(((work, seed) for work in works for seed in work.seeds), key=lambda pair: pair[1])
-        tasks = [pool.submit(one, *pair) for pair in pairs if key(*pair) not in done]
-    for task in tasks:
-        task.result()
+        try:
+            for task in as_completed([pool.submit(one, *pair) for pair in pairs]):
+                task.result()
+        except BaseException:  # an error or Ctrl-C: begin no other run
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":
+    if unknown := {*sys.argv[1:]} - {work.env_id for work in WORKS}:
+        sys.exit(f"no such environment in WORKS: {', '.join(unknown)}")
     run([work for work in WORKS if not sys.argv[1:] or work.env_id in sys.argv[1:]])

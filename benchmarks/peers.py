@@ -27,6 +27,8 @@ def main():
     parser.add_argument("--env-ids", nargs="+", default=ENV_IDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     args = parser.parse_args()
+    if not (args.sb3_python or (args.cleanrl and args.cleanrl_python)):
+        parser.error("pass --sb3-python, or --cleanrl and --cleanrl-python")
 
     def sb3_command(work, seed, _folder):
         script = ROOT / "benchmarks" / work.script

@@ -16,10 +16,10 @@ PEERS = {"SB3": ("sb3_peer.py", "defaults"), "SB3, RL Zoo": ("sb3_peer.py", "zoo
 CLEANRL = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_action.py"}
 
 
-def values(column, script, env_id, variant="defaults"):
-    """The column's values over seeds; None where a run never came so far."""
+def values(column, script, env_id, variant="defaults", seeds=None):
+    """The column's values by seed, of some seeds or all; None where a run did not reach the threshold."""
     runs = [run for run in RUNS if (run["script"], run["env_id"], run["variant"]) == (script, env_id, variant)]
-    runs.sort(key=lambda run: int(run["seed"]))
+    runs = sorted((run for run in runs if seeds is None or run["seed"] in seeds), key=lambda run: int(run["seed"]))
     return [float(run[column]) if run[column] else None for run in runs]
 
 
@@ -32,10 +32,10 @@ def mean(numbers, width=True):
 
 
 def median(numbers):
-    """Median and range over seeds; a seed that never came so far counts as infinite."""
+    """Median and range over seeds; a seed that did not reach the threshold counts as never."""
     if not numbers:
         return ""
-    numbers = [x or float("inf") for x in numbers]
+    numbers = [float("inf") if x is None else x for x in numbers]
     low, high, middle = (
         f"{x:,.0f}" if x < float("inf") else "never" for x in (min(numbers), max(numbers), statistics.median(numbers))
     )
@@ -67,7 +67,7 @@ def peers():
     for work in WORKS:
         if work.script == "ppo_vector.py" or not values("steps", "sb3_peer.py", work.env_id):
             continue
-        agents = {"ours": (work.script, "defaults")} | PEERS | {"CleanRL": (CLEANRL[work.script], "defaults")}
+        agents = {"ours": (work.script, work.variant)} | PEERS | {"CleanRL": (CLEANRL[work.script], "defaults")}
         for agent, (script, variant) in agents.items():
             score = values("last_20" if agent == "CleanRL" else "evaluation", script, work.env_id, variant)
             if score:
@@ -78,16 +78,18 @@ def peers():
 
 
 def ablations():
-    """Greedy means of each change, and of the defaults on the same seeds."""
-    rows = []
-    scripts = {env_id: next(work.script for work in WORKS if work.env_id == env_id) for env_id in ENV_IDS}
-    seeds = {e: min(len(values("steps", s, e, variant)) for variant in CHANGES) for e, s in scripts.items()}
-    for variant in ("defaults", *CHANGES):
-        cells = [mean(values("evaluation", s, e, variant)[: seeds[e]]) for e, s in scripts.items()]
-        solved = median(values("solved_at", "ppo_discrete.py", "CartPole-v1", variant)[: seeds["CartPole-v1"]])
-        rows.append([variant, cells[0], solved, *cells[1:]])
-    names = [f"{env_id}, {seeds[env_id]} seeds" for env_id in ENV_IDS]
-    return table(["", names[0], "steps to 475", *names[1:]], rows)
+    """Greedy means of each change, and of the defaults on the seeds that all changes have."""
+    columns, rows = ["", "CartPole-v1, steps to 475"], [["defaults"], *([variant] for variant in CHANGES)]
+    for env_id in ENV_IDS:
+        script = next(work.script for work in WORKS if work.env_id == env_id)
+        found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
+        seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
+        columns.append(f"{env_id}, {len(seeds)} seeds")
+        for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
+            if env_id == "CartPole-v1":
+                row.append(median(values("solved_at", script, env_id, variant, seeds)))
+            row.append(mean(values("evaluation", script, env_id, variant, seeds)))
+    return table(columns, rows)
 
 
 TABLES = {"README.md": {"results": results}, "benchmarks/README.md": {"peers": peers, "ablations": ablations}}

@@ -84,7 +84,7 @@ class Report(BaseCallback):
         return not solved
 
     def _on_rollout_end(self):
-        mean = np.mean(self.returns[-20:]) if self.returns else np.nan
+        mean = np.mean(self.returns[-20:]) if len(self.returns) >= 20 else np.nan
         speed = self.num_timesteps / (time.perf_counter() - self.start)
         print(f"step {self.num_timesteps}  mean return {mean:.1f}  {speed:.0f} steps/s", flush=True)
 
