@@ -329,3 +329,43 @@ def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, number, t
     assert process.wait(30) == 128 + number
     assert wait_until(nobody_alive, 5)
     assert_checkpoint_after_one_iteration()
+
+
+@once_per_script
+@pytest.mark.parametrize("place, call", [("collect_rollout", 3), ("ppo_update", 2), ("evaluate", 1), ("torch.save", 2)])
+def test_a_signal_anywhere_leaves_a_checkpoint(script, probe, launch, tmp_path, place, call):
+    """SIGTERM as the given call of a function returns."""
+    patch = f"""
+def interrupted(*args, function={place}, calls=[]):
+    result = function(*args)
+    calls.append(args)
+    if len(calls) == {call}:
+        signal.raise_signal(signal.SIGTERM)
+    return result
+
+{place} = interrupted
+"""
+    source = Path(script.__file__).read_text()
+    edited = tmp_path / "edited.py"
+    edited.write_text(source.replace('\nif __name__ == "__main__":', patch + '\nif __name__ == "__main__":'))
+    size = ["--num-steps", 32, "--num-minibatches", 1, "--total-timesteps", 256, "--eval-episodes", 2]
+    size += ["--num-envs", 2] if hasattr(script, "make_envs") else []
+    result = launch(edited, "--env-id", probe("Recorder"), *size, "--checkpoint-interval", 1)
+    assert result.returncode == 143, result.stderr
+    folder = run_folder(tmp_path / "runs")
+    assert result.stdout.splitlines()[-1] == f"checkpoint: {folder.relative_to(tmp_path) / 'checkpoint.pt'}"
+    assert torch.load(folder / "checkpoint.pt")["step"] > 0
+    assert not (folder / "checkpoint.pt.tmp").exists()
+
+
+@once_per_script
+def test_a_full_disk_leaves_the_last_checkpoint(script, tiny, launch, tmp_path):
+    """No file may grow beyond 1000 bytes."""
+    script.train(tiny())
+    path = tmp_path / run_folder() / "checkpoint.pt"
+    before = path.read_bytes()
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.argv.pop(0)"
+    run = limited + "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = launch("-c", run, script.__file__, "--resume", path, "--total-timesteps", 1000)
+    assert result.returncode not in (0, None)
+    assert path.read_bytes() == before
