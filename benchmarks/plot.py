@@ -34,16 +34,16 @@ def draw(axis, key, label, band=True):
 
 def panels(works, columns):
     rows = -(-len(works) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.7 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), squeeze=False)
     for axis in axes.flat[len(works) :]:
         axis.set_axis_off()
     for axis, work in zip(axes.flat, works, strict=False):
         axis.axhline(THRESHOLDS[work.env_id], color="grey", linestyle=":", linewidth=1)
-        axis.set_title(f"{work.env_id}, {work.script}".replace(".py", ""), fontsize=8)
+        recipe = ", recipe" if work.variant == "recipe" else ""
+        axis.set_title(f"{work.env_id}, {work.script.removesuffix('.py')}{recipe}", fontsize=7)
+        axis.set_xlabel("thousand environment steps", fontsize=7)
         axis.grid(alpha=0.2)
-        axis.tick_params(labelsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("thousand environment steps", fontsize=8)
+        axis.tick_params(labelsize=7)
     for axis in axes[:, 0]:
         axis.set_ylabel("mean of 20 episodes", fontsize=8)
     return figure, axes.flat
@@ -57,7 +57,7 @@ def save(figure, axis, name):
 
 
 def main():
-    figure, axes = panels(WORKS, 4)
+    figure, axes = panels(WORKS, 5)
     for axis, work in zip(axes, WORKS, strict=False):
         draw(axis, (work.script, work.env_id, work.variant), "this project, median and range over seeds")
         if work.script != "ppo_vector.py":
