@@ -43,7 +43,9 @@ def median(numbers):
 
 
 def table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
+    """A Markdown table without the columns that are empty in all rows."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [[line[i] for i in kept] for line in (header, ["---"] * len(header), *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
