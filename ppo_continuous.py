@@ -8,7 +8,7 @@
 
 Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Main departures:
 value targets are normalized, because large ones swamp the policy's gradient in the shared backbone; a truncated
-episode is bootstrapped from its last observation; advantages are normalized over the rollout; action noise is colored.
+episode is bootstrapped from its last observation; advantages are normalized over the rollout.
 """
 
 import signal
@@ -46,12 +46,12 @@ class Args:  # after a semicolon: the range worth trying
     norm_value: bool = True  # normalize value targets by running statistics of the returns
     norm_obs: bool = True  # normalize observations by running statistics; the first rollout only measures them
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
-    noise_beta: float = 0.5  # color of the action noise; 0 (white) to 1 (pink)
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
+    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; 0 explores further
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -92,20 +92,20 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone."""
+    """Policy and value function on one backbone. The first values are 0, so that rewards may have any scale."""
 
-    def __init__(self, obs_space, action_space, width, norm_obs):
+    def __init__(self, obs_space, action_space, args):
         super().__init__()
-        self.norm_obs = norm_obs
+        width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
         self.return_stats = RunningMeanStd(())
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.actor = nn.Linear(width, *action_space.shape)
-        self.log_std = nn.Parameter(torch.full(action_space.shape, -0.5))
+        self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
+                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 0.0}.get(layer, 2**0.5))
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
@@ -162,10 +162,7 @@ def collect_rollout(env, agent, obs, args, rng):
     actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
     raw_obs, next_obs = np.empty((2, args.num_steps, *obs.shape), np.float32)
     rewards, (terminated, truncated) = np.empty(args.num_steps), np.empty((2, args.num_steps), bool)
-    # Noise of power 1/f^noise_beta over time explores further (Hollenstein et al. 2024); each step alone is normal
-    scale = np.maximum(abs(np.fft.fftfreq(args.num_steps)), 1 / args.num_steps) ** (-args.noise_beta / 2)
-    noise = np.fft.fft(rng.normal(size=(*env.action_space.shape, args.num_steps))) * scale / np.sqrt((scale**2).mean())
-    noise = (np.fft.ifft(noise).real.T * agent.log_std.exp().tolist()).astype(np.float32)
+    noise = rng.normal(0, agent.log_std.exp().tolist(), (args.num_steps, *env.action_space.shape)).astype(np.float32)
     for t in range(args.num_steps):
         raw_obs[t] = obs
         outputs.append(actor(raw_obs[t]))
@@ -272,7 +269,7 @@ def train(args):
     if args.capture_video:  # fail now, not after the training
         make_env(args.env_id, Path(tempfile.mkdtemp(), "videos")).close()
     env = make_env(args.env_id)
-    agent = ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs).to(args.device)
+    agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if saved:  # of the optimizer only the moments: the learning rates are those of the flags
         agent.load_state_dict(saved["agent"])

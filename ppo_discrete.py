@@ -91,11 +91,11 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone."""
+    """Policy and value function on one backbone. The first values are 0, so that rewards may have any scale."""
 
-    def __init__(self, obs_space, action_space, width, norm_obs):
+    def __init__(self, obs_space, action_space, args):
         super().__init__()
-        self.norm_obs = norm_obs
+        width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
         self.return_stats = RunningMeanStd(())
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
@@ -103,7 +103,7 @@ class ActorCritic(nn.Module):
         self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
+                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 0.0}.get(layer, 2**0.5))
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
@@ -268,7 +268,7 @@ def train(args):
     if args.capture_video:  # fail now, not after the training
         make_env(args.env_id, Path(tempfile.mkdtemp(), "videos")).close()
     env = make_env(args.env_id)
-    agent = ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs).to(args.device)
+    agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if saved:  # of the optimizer only the moments: the learning rates are those of the flags
         agent.load_state_dict(saved["agent"])

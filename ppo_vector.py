@@ -56,6 +56,7 @@ class Args:  # after a semicolon: the range worth trying
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
+    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; 0 explores further
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -105,21 +106,21 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone."""
+    """Policy and value function on one backbone. The first values are 0, so that rewards may have any scale."""
 
-    def __init__(self, obs_space, action_space, width, norm_obs):
+    def __init__(self, obs_space, action_space, args):
         super().__init__()
-        self.norm_obs = norm_obs
+        width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
         self.return_stats = RunningMeanStd(())
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.discrete = isinstance(action_space, Discrete)
         self.actor = nn.Linear(width, action_space.n if self.discrete else action_space.shape[0])
-        self.log_std = None if self.discrete else nn.Parameter(torch.full(action_space.shape, -0.5))
+        self.log_std = None if self.discrete else nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
+                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 0.0}.get(layer, 2**0.5))
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
@@ -302,7 +303,7 @@ def train(args):
     if args.capture_video:  # fail now, not after the training
         make_envs(args.env_id, 1, args.vectorization_mode, Path(tempfile.mkdtemp(), "videos")).close()
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
-    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args.hidden_size, args.norm_obs)
+    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args)
     agent.to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if saved:  # of the optimizer only the moments: the learning rates are those of the flags

@@ -41,7 +41,6 @@ CHANGES = {  # variant: (flags, patch)
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
     "two networks": ("", TWO_NETWORKS),
-    "white action noise": ("", ()),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 
@@ -50,11 +49,11 @@ def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
         flags = "--no-norm-obs" if flags == "--norm-obs" else flags
-        flags += " --noise-beta 0" * (variant in ("white action noise", "settings of the tutorial"))
+        flags += " --log-std-init 0" * (variant == "settings of the tutorial")
     return work._replace(seeds=range(1, 6), variant=variant, flags=flags.strip(), patch=patch)
 
 
 if __name__ == "__main__":
     bases = [work for work in WORKS if work.env_id in ENV_IDS and work.script != "ppo_vector.py"]
     works = [change(work, variant) for work in bases for variant in CHANGES]
-    run([work for work in works if work.flags or work.patch])  # discrete actions have no white noise
+    run([work for work in works if work.flags or work.patch])

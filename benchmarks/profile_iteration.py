@@ -31,7 +31,7 @@ def main(env_id):
     torch.set_num_threads(1)
     args, rng = ppo.Args(env_id=env_id), np.random.default_rng(0)
     env, steps = ppo.make_env(env_id), args.num_steps
-    agent = ppo.ActorCritic(env.observation_space, env.action_space, args.hidden_size, args.norm_obs)
+    agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     obs, _ = env.reset(seed=0)
     rollout, transitions, _, _ = ppo.collect_rollout(env, agent, obs, args, rng)

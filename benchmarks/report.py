@@ -94,7 +94,16 @@ def ablations():
     return table(columns, rows)
 
 
-TABLES = {"README.md": {"results": results}, "benchmarks/README.md": {"peers": peers, "ablations": ablations}}
+def environments():
+    """What each script does with each environment."""
+    rows = read("environments")
+    return table([*rows[0]], [[*row.values()] for row in rows])
+
+
+TABLES = {
+    "README.md": {"results": results},
+    "benchmarks/README.md": {"peers": peers, "ablations": ablations, "environments": environments},
+}
 
 
 def main():

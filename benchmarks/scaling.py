@@ -28,7 +28,7 @@ def measure(num_envs, seconds=4.0):
     num_steps = max(16, 2048 // num_envs)
     args = ppo.Args(num_envs=num_envs, num_steps=num_steps, num_minibatches=4, update_epochs=4, hidden_size=64)
     envs, rng = ppo.make_envs(args.env_id, num_envs), np.random.default_rng(0)
-    agent = ppo.ActorCritic(envs.single_observation_space, envs.single_action_space, args.hidden_size, args.norm_obs)
+    agent = ppo.ActorCritic(envs.single_observation_space, envs.single_action_space, args)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     (obs, _), done = envs.reset(seed=0), np.zeros(num_envs, bool)
     spent, steps = np.zeros(2), 0

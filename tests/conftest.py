@@ -100,7 +100,7 @@ def action_space(family):
 def agent(script, action_space):
     """An agent for the Recorder with weights so large that its policy is far from uniform."""
     torch.manual_seed(0)
-    agent = script.ActorCritic(OBS_SPACE, action_space, 16, True)
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=True))
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))

@@ -165,17 +165,11 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         C,
-        "* agent.log_std.exp().tolist()).astype",
-        "* 1.0).astype",
+        "rng.normal(0, agent.log_std.exp().tolist(), ",
+        "rng.normal(0, 1.0, ",
         "test_agent.py::test_samples_follow_the_distribution",
     ),
-    (
-        C,
-        "** (-args.noise_beta / 2)",
-        "** -args.noise_beta",
-        "test_agent.py::test_noise_has_the_color_of_noise_beta",
-    ),
-    (C, " / np.sqrt((scale**2).mean())", "", "test_agent.py::test_noise_has_the_color_of_noise_beta"),
+    (D, "self.critic: 0.0", "self.critic: 1.0", "test_agent.py::test_fresh_agent_is_close_to_uniform_and_centered"),
     (
         C,
         "actions.append(outputs[t] + noise[t])",

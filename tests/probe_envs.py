@@ -389,3 +389,29 @@ for family in ("Discrete", "Box"):
     register(f"Mixture{family}", Mixture, action_space=several)
 gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([101, 100])})
 gym.register("AlmostTooManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([100, 100])})
+
+
+class Table(gym.Env):
+    """An endless random Markov decision process of 6 states and 3 actions. `scale` multiplies the rewards."""
+
+    RNG = np.random.default_rng(3)
+    TRANSITIONS = RNG.dirichlet(np.full(6, 0.3), (6, 3))  # of state, action, next state
+    REWARDS = RNG.normal(size=(6, 3))  # of state, action
+    action_space, observation_space = Discrete(3), Discrete(6)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(6))
+        return self.state, {}
+
+    def step(self, action):
+        reward = self.scale * self.REWARDS[self.state, action]
+        self.state = int(self.np_random.choice(6, p=self.TRANSITIONS[self.state, action]))
+        return self.state, reward, False, False, {}
+
+
+for scale in (1e-4, 1, 1e4):
+    gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)

@@ -49,9 +49,10 @@ def test_evaluate_actions_equals_torch_distributions(agent):
 
 def test_fresh_agent_is_close_to_uniform_and_centered(script, action_space):
     torch.manual_seed(0)
-    outputs, values = script.ActorCritic(OBS_SPACE, action_space, 64, False)(torch.as_tensor(OBS))
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
+    outputs, values = agent(torch.as_tensor(OBS))
     assert outputs.abs().max() < 0.1
-    assert values.std() > 0.05
+    assert (values == 0).all()  # fits rewards of any scale
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
@@ -94,8 +95,7 @@ def test_evaluation_leaves_the_agent_alone(script, agent, tiny, tmp_path):
 
 def test_samples_follow_the_distribution(script, agent, player, family):
     """All observations are one, so that the actions of a rollout are samples of one distribution."""
-    white = {"noise_beta": 0.0} if hasattr(script.Args, "noise_beta") else {}  # for samples that are independent
-    played = player("Same", **white)
+    played = player("Same")
     rollout, *_ = played.play(4000, np.random.default_rng(4))
     assert len(np.unique(rollout["obs"], axis=0)) == 1
     distribution, _ = reference.policy(agent, rollout["obs"][:1])
@@ -113,19 +113,3 @@ def test_samples_follow_the_distribution(script, agent, player, family):
         rest = [counts[~common].sum()], [expected[~common].sum()]
         counts, expected = (np.append(x[common], y) for x, y in zip((counts, expected), rest, strict=True))
         assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 0.001
-
-
-@pytest.mark.parametrize("case", [("ppo_continuous", "Box")], ids="-".join, indirect=True)
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_noise_has_the_color_of_noise_beta(agent, player, beta):
-    """Over all rollouts each step has variance 1, and the periodogram falls as 1/f^beta. Dimensions are independent."""
-    played, rng = player("Same", noise_beta=beta), np.random.default_rng(0)
-    rollouts = np.array([played.play(64, rng)[0]["actions"].numpy() for _ in range(600)])
-    distribution, _ = reference.policy(agent, torch.tensor([[0.3, -0.2, 0.5]]))
-    noise = (rollouts - distribution.mean[0].detach().numpy()) / distribution.stddev[0].detach().numpy()
-    np.testing.assert_allclose(noise.var((0, 2)), 1, atol=0.15)
-    assert abs(np.corrcoef(noise.mean(1), rowvar=False) - np.eye(3)).max() < 0.15
-    angles = 2 * np.pi * np.outer(np.arange(1, 32), np.arange(64)) / 64  # the definition, without an FFT
-    power = ((np.cos(angles) @ noise) ** 2 + (np.sin(angles) @ noise) ** 2).mean((0, 2))
-    slope = np.polyfit(np.log(np.arange(1, 32)), np.log(power), 1)[0]
-    assert slope == pytest.approx(-beta, abs=0.03)

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import Player
+from conftest import CASES, Player
+from probe_envs import Table
 
 QUICK = {"total_timesteps": 3072, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
 
@@ -60,6 +61,31 @@ def test_learns_a_real_environment(script, family, tmp_path):
         "Discrete": ("CartPole-v1", 475, {}),
         "Box": ("Pendulum-v1", -400, {"gamma": 0.95, "norm_obs": True, "ent_coef": 0.0}),
     }[family]
-    args = script.Args(env_id=env_id, total_timesteps=30_000, log_dir=str(tmp_path), eval_episodes=0, **flags)
+    args = script.Args(env_id=env_id, total_timesteps=40_000, log_dir=str(tmp_path), eval_episodes=0, **flags)
     agent = script.train(args)
     assert script.evaluate(agent, dataclasses.replace(args, eval_episodes=20), tmp_path) >= threshold
+
+
+def optimal_values(gamma):
+    """Of each state of the Table, by value iteration."""
+    values = np.zeros(6)
+    for _ in range(1000):
+        values = (Table.REWARDS + gamma * Table.TRANSITIONS @ values).max(1)
+    return values
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
+@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+def test_the_policy_of_a_table_is_the_optimal_one_at_every_scale_of_rewards(script, tiny, scale):
+    """Within 2 percent, by the Bellman equation of the greedy policy."""
+    steps = {"num_steps": 64, "num_envs": 8} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
+    flags = {"total_timesteps": 16384, "num_minibatches": 4, "learning_rate": 2e-3, "gamma": 0.9, "hidden_size": 32}
+    agent = script.train(tiny(env_id=f"probe_envs:Table{scale:g}-v0", **steps | flags))
+    with torch.no_grad():
+        logits, values = agent(torch.eye(6))
+    actions = logits.argmax(1).numpy()
+    transitions, rewards = Table.TRANSITIONS[range(6), actions], Table.REWARDS[range(6), actions]
+    reached = np.linalg.solve(np.eye(6) - 0.9 * transitions, rewards)
+    optimal = optimal_values(0.9)
+    np.testing.assert_allclose(reached, optimal, rtol=0.02)
+    np.testing.assert_allclose(values / scale, optimal, rtol=0.1)

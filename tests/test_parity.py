@@ -31,7 +31,7 @@ DELIBERATE = {
         "ActorCritic.forward": "the docstring says what it returns",
         "ActorCritic.evaluate_actions": GAUSSIAN,
         "make_env": "actions are scaled to the bounds of a Box",
-        "collect_rollout": "colored Gaussian noise in place of Gumbel noise",
+        "collect_rollout": "Gaussian noise in place of Gumbel noise",
         "evaluate": "the greedy action is the mean",
     },
     "ppo_vector": {
@@ -89,7 +89,7 @@ def test_what_bears_one_name_is_one_text(other):
 
 
 def test_the_first_two_scripts_have_the_same_parts_in_the_same_order():
-    continuous = [name for name in parts("ppo_continuous") if name != "Args.noise_beta"]  # of Gaussian noise only
+    continuous = [name for name in parts("ppo_continuous") if name != "Args.log_std_init"]
     assert [*parts("ppo_discrete")] == continuous
 
 

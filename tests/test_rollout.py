@@ -92,7 +92,7 @@ def scaled(self, obs):
 def test_an_edit_to_forward_alone_is_refused(script, player, agent, action_space, monkeypatch, forward, fresh):
     played = player()
     if fresh:
-        played.agent = script.ActorCritic(OBS_SPACE, action_space, 16, False)
+        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=False))
     played.play(100, np.random.default_rng(0))
     monkeypatch.setattr(script.ActorCritic, "forward", forward)
     with pytest.raises(AssertionError, match="numpy_actor and forward"):

@@ -348,9 +348,8 @@ def test_actions_fill_the_space(script, family):
         env_id = f"probe_envs:{name}-v0"
         vector = hasattr(script, "make_envs")
         env = script.make_envs(env_id, 2) if vector else script.make_env(env_id)
-        agent = script.ActorCritic(OBS_SPACE, env.single_action_space if vector else env.action_space, 8, False)
-        if family == "Box":
-            torch.nn.init.constant_(agent.log_std, 1.0)
+        args = script.Args(hidden_size=8, norm_obs=False, **{"log_std_init": 1.0} if family == "Box" else {})
+        agent = script.ActorCritic(OBS_SPACE, env.single_action_space if vector else env.action_space, args)
         player = Player(script, agent, env_id)
         player.play(300, np.random.default_rng(0))
         for log in player.logs:

@@ -117,7 +117,8 @@ def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_s
     for mode in ("sync", "vector_entry_point"):
         envs = ppo_vector.make_envs(f"probe_envs:Native{name}-v0", 1, mode)
         torch.manual_seed(0)
-        agent = ppo_vector.ActorCritic(envs.single_observation_space, envs.single_action_space, 16, False)
+        spaces = envs.single_observation_space, envs.single_action_space
+        agent = ppo_vector.ActorCritic(*spaces, ppo_vector.Args(hidden_size=16))
         rollouts.append(play(envs, agent, 20)[0])
     np.testing.assert_array_equal(rollouts[0]["obs"], rollouts[1]["obs"])
 
@@ -248,7 +249,7 @@ def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_pa
 
 
 def test_the_agent_of_discrete_actions_has_no_gaussian():
-    assert "log_std" not in ppo_vector.ActorCritic(OBS_SPACE, Discrete(2), 8, False).state_dict()
+    assert "log_std" not in ppo_vector.ActorCritic(OBS_SPACE, Discrete(2), ppo_vector.Args()).state_dict()
 
 
 if __name__ == "__main__":
