@@ -106,7 +106,7 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone. The first values are 0, so that rewards may have any scale."""
+    """Policy and value function on one backbone."""
 
     def __init__(self, obs_space, action_space, args):
         super().__init__()
@@ -120,7 +120,7 @@ class ActorCritic(nn.Module):
         self.critic = nn.Linear(width, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 0.0}.get(layer, 2**0.5))
+                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
                 nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
@@ -295,6 +295,8 @@ def train(args):
         dist.init_process_group("gloo")
     saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
     start_step = global_step = saved["step"] if saved else 0
+    if args.resume and not args.evaluate and start_step >= args.total_timesteps:
+        raise SystemExit(f"error: this run is finished: to go on, raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
     np.random.seed(seed + rank)  # for environments that use it
     torch.manual_seed(seed)

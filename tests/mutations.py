@@ -169,7 +169,7 @@ FAULTS = [  # script, text, text with the fault, test
         "rng.normal(0, 1.0, ",
         "test_agent.py::test_samples_follow_the_distribution",
     ),
-    (D, "self.critic: 0.0", "self.critic: 1.0", "test_agent.py::test_fresh_agent_is_close_to_uniform_and_centered"),
+    (D, "self.critic: 1.0", "self.critic: 0.0", "test_agent.py::test_fresh_agent_is_close_to_uniform_and_centered"),
     (
         C,
         "actions.append(outputs[t] + noise[t])",

@@ -413,5 +413,5 @@ class Table(gym.Env):
         return self.state, reward, False, False, {}
 
 
-for scale in (1e-4, 1, 1e4):
+for scale in (1e-2, 1, 1e4):
     gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)

@@ -52,7 +52,7 @@ def test_fresh_agent_is_close_to_uniform_and_centered(script, action_space):
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
     outputs, values = agent(torch.as_tensor(OBS))
     assert outputs.abs().max() < 0.1
-    assert (values == 0).all()  # fits rewards of any scale
+    assert values.std() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
