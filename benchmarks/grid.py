@@ -55,7 +55,6 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
-WALK = "--learning-rate 3e-4 --hidden-size 64 --target-kl None --vf-coef 0.5"
 WALK_VECTOR = (
     "--num-envs 2 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 "
     "--hidden-size 128 --norm-obs"
@@ -72,7 +71,6 @@ WORKS = [
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", "--log-std-init 0"),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 3), 1_000_000),
-    Work(C, "BipedalWalker-v3", range(1, 3), 1_000_000, "recipe", WALK),
     Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
     Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", WALK_VECTOR, processes=2),
 ]

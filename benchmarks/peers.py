@@ -39,7 +39,8 @@ def main():
         words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--env-id", old_id]
         return [*words, "--seed", seed, "--total-timesteps", work.steps, "--no-cuda"]
 
-    ours = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
+    works = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
+    ours = {work.env_id: work for work in works}.values()  # a recipe has the environment and the steps of the defaults
     if args.sb3_python:
         settings = ("defaults", "zoo")
         run([Work("sb3_peer.py", w.env_id, args.seeds, w.steps, s) for w in ours for s in settings], sb3_command)

@@ -66,16 +66,17 @@ def results():
 def peers():
     """Greedy means and steps to the threshold, ours beside the peers'."""
     rows = []
-    for work in WORKS:
-        if work.script == "ppo_vector.py" or not values("steps", "sb3_peer.py", work.env_id):
+    for env_id, script in {work.env_id: work.script for work in WORKS if work.script in CLEANRL}.items():
+        ours = {"ours": (script, "defaults"), "ours, recipe": (script, "recipe")}
+        agents = ours | PEERS | {"CleanRL": (CLEANRL[script], "defaults")}
+        if not any(values("steps", agents[agent][0], env_id) for agent in agents if agent not in ours):
             continue
-        agents = {"ours": (work.script, work.variant)} | PEERS | {"CleanRL": (CLEANRL[work.script], "defaults")}
-        for agent, (script, variant) in agents.items():
-            score = values("last_20" if agent == "CleanRL" else "evaluation", script, work.env_id, variant)
+        for agent, (name, variant) in agents.items():
+            score = values("last_20" if agent == "CleanRL" else "evaluation", name, env_id, variant)
             if score:
-                solved, seconds = (values(n, script, work.env_id, variant) for n in ("solved_at", "seconds_to_solved"))
-                name = f"{work.env_id}, {THRESHOLDS[work.env_id]}"
-                rows.append([name, agent, str(len(score)), mean(score), median(solved), median(seconds)])
+                solved, seconds = (values(n, name, env_id, variant) for n in ("solved_at", "seconds_to_solved"))
+                task = f"{env_id}, {THRESHOLDS[env_id]}"
+                rows.append([task, agent, str(len(score)), mean(score), median(solved), median(seconds)])
     return table(["environment, threshold", "agent", "seeds", "mean", "steps", "seconds"], rows)
 
 
