@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
-class Args:  # after a semicolon: the range worth trying
+class Args:  # numbers after a semicolon: the range worth trying
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own environment
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # seed of weights, environment, actions and minibatches

@@ -21,8 +21,9 @@ for row in read("curves"):
 
 
 def draw(axis, key, label, band=True):
-    """The median over seeds, from where every seed has a value."""
+    """The median over seeds, from where every seed has a value. A key without runs uses up its color."""
     if key not in CURVES:
+        axis.plot([], [])
         return
     runs = [np.array(run)[~np.isnan(np.array(run)[:, 1])] for run in CURVES[key].values()]
     grid = np.linspace(max(run[0, 0] for run in runs), min(run[-1, 0] for run in runs), 300)
@@ -51,7 +52,7 @@ def panels(works, columns):
 
 def save(figure, axis, name):
     handles, labels = axis.get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(RESULTS / name, dpi=100)
 
