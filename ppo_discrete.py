@@ -343,6 +343,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # so that train saves
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    if args.evaluate or args.resume:  # flags default to the checkpoint's
-        args = tyro.cli(Args, default=Args(**torch.load(args.evaluate or args.resume, map_location="cpu")["args"]))
+    if checkpoint := args.evaluate or args.resume:  # flags default to the checkpoint's
+        args = tyro.cli(Args, default=Args(**torch.load(checkpoint, map_location="cpu")["args"]))
     train(args)
