@@ -305,8 +305,7 @@ def train(args):
     if args.capture_video:  # fail now, not after the training
         make_envs(args.env_id, 1, args.vectorization_mode, Path(tempfile.mkdtemp(), "videos")).close()
     envs = make_envs(args.env_id, args.num_envs, args.vectorization_mode)
-    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args)
-    agent.to(args.device)
+    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if saved:  # of the optimizer only the moments: the learning rates are those of the flags
         agent.load_state_dict(saved["agent"])
