@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,14 +50,14 @@ class Args:  # numbers after a semicolon: the range worth trying
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets by running statistics of the returns
-    norm_obs: bool = False  # normalize observations by running statistics; the first rollout only measures them
+    norm_obs: bool = False  # normalize observations by running statistics
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
-    vf_coef: float = 0.5  # weight of the value loss
+    vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
-    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; 0 explores further
+    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 0.5
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -73,8 +74,9 @@ class Args:  # numbers after a semicolon: the range worth trying
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
             raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
-        if (checkpoint := self.evaluate or self.resume) and not Path(checkpoint).is_file():
-            raise ValueError(f"no such file: {checkpoint}")
+        checkpoint = self.evaluate or self.resume  # torch.load does not compare checksums, testzip does
+        if checkpoint and (not zipfile.is_zipfile(checkpoint) or zipfile.ZipFile(checkpoint).testzip()):
+            raise ValueError(f"no such file, or a damaged one: {checkpoint}")
 
 
 def average(tensor):
@@ -85,12 +87,12 @@ def average(tensor):
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and standard deviation of all rows seen so far; 0 and 1 before the first."""
+    """Mean and standard deviation of all rows seen so far; 0 and std before the first."""
 
-    def __init__(self, shape):
+    def __init__(self, shape, std=1.0):
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("std", torch.ones(shape))
+        self.register_buffer("std", torch.full(shape, std))
         self.register_buffer("count", torch.zeros(()))
 
     def update(self, rows):
@@ -112,7 +114,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
-        self.return_stats = RunningMeanStd(())
+        # Until the first update all values are 0: random ones would distort the statistics of small rewards
+        self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.discrete = isinstance(action_space, Discrete)
         self.actor = nn.Linear(width, action_space.n if self.discrete else action_space.shape[0])
@@ -332,10 +335,6 @@ def train(args):
     done = np.zeros(args.num_envs, bool)
     batch_size = args.num_steps * args.num_envs * world_size
     try:
-        if args.norm_obs and agent.obs_stats.count == 0:  # only to measure the observations
-            rollout, _, obs, done, _ = collect_rollout(envs, agent, obs, done, args, rng)
-            agent.obs_stats.update(rollout["obs"])
-            global_step += batch_size
         while global_step < args.total_timesteps and not solved:
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = (x[rollout["valid"]] for x in compute_gae(*transitions, args.gamma, args.gae_lambda))

@@ -36,6 +36,8 @@ TUTORIAL = (
 )
 CHANGES = {  # variant: (flags, patch)
     "no value normalization": ("--no-norm-value", ()),
+    "random first values": ("", (("std=0.0 if args.norm_value else 1.0", "std=1.0"),)),
+    "value weight 0.5": ("--vf-coef 0.5", ()),
     "truncation taken for termination": ("", (TERMINATED,)),
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),

@@ -167,6 +167,11 @@ def register(name, entry_point, time_limit=None, **kwargs):
     gym.register(f"{name}-v0", entry_point, max_episode_steps=time_limit, kwargs=kwargs)
 
 
+def far(**kwargs):
+    """A Sign whose observations are 6000 and 4000 in place of 1 and -1."""
+    return gym.wrappers.TransformObservation(Sign(**kwargs), lambda obs: 5000 + 1000 * obs, Box(0, 10_000, (1,)))
+
+
 for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
     register(f"OneStep{family}", Chain, action_space=single, rewards=[1.0])
     register(f"TwoSteps{family}", Chain, action_space=single, rewards=[0.0, 1.0])
@@ -174,6 +179,7 @@ for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
     register(f"Truncated{family}", Chain, time_limit=5, action_space=single, rewards=[1.0], endless=True)
     register(f"Sign{family}", Sign, action_space=single, matching=False)
     register(f"Match{family}", Sign, action_space=single, matching=True)
+    register(f"FarMatch{family}", far, action_space=single, matching=True)
     several, vector = ACTIONS[family], Box(-1, 1, (3,))
     register(f"Recorder{family}", Recorder, action_space=several, observation_space=vector)
     register(f"Plain{family}", Plain, action_space=several, observation_space=vector)
@@ -413,5 +419,5 @@ class Table(gym.Env):
         return self.state, reward, False, False, {}
 
 
-for scale in (1e-2, 1, 1e4):
+for scale in (1e-4, 1, 1e4):
     gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)

@@ -47,12 +47,16 @@ def test_evaluate_actions_equals_torch_distributions(agent):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_fresh_agent_is_close_to_uniform_and_centered(script, action_space):
+@pytest.mark.parametrize("norm_value", [True, False])
+def test_fresh_agent_is_close_to_uniform_and_centered(script, action_space, norm_value):
+    """Its values are 0 until the statistics of the returns are known, then random."""
     torch.manual_seed(0)
-    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False, norm_value=norm_value))
     outputs, values = agent(torch.as_tensor(OBS))
     assert outputs.abs().max() < 0.1
-    assert values.std() > 0.05
+    assert (values == 0).all() == norm_value
+    agent.return_stats.std.fill_(1)
+    assert agent(torch.as_tensor(OBS))[1].std() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])

@@ -104,12 +104,12 @@ def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, t
 
 
 @once_per_script
-def test_a_resumed_run_learns_at_once_on_the_saved_statistics(script, tiny, record):
+def test_a_resumed_run_goes_on_with_the_saved_statistics(script, tiny, record):
     agents = record("train")
     script.train(tiny(norm_obs=True))
     rollouts = record("collect_rollout")
     script.train(tiny(norm_obs=True, total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
-    assert [step for step, _ in read_scalars(run_folder())["losses/entropy"]] == [32, 48, 64, 80, 96, 112, 128]
+    assert [step for step, _ in read_scalars(run_folder())["losses/entropy"]] == [*range(16, 129, 16)]
     assert agents[1].obs_stats.count == agents[0].obs_stats.count + sum(len(r["obs"]) for r, *_ in rollouts)
 
 
@@ -172,7 +172,7 @@ def test_a_broken_checkpoint_is_not_resumed_and_no_code_in_it_runs(script, tiny)
     broken.append(path.read_bytes())
     for content in broken:
         path.write_bytes(content)
-        with pytest.raises((RuntimeError, EOFError, OSError, pickle.UnpicklingError)):
+        with pytest.raises((ValueError, pickle.UnpicklingError)):
             script.train(tiny(resume=str(path)))
         assert path.read_bytes() == content
     assert not Path("executed").exists()
@@ -191,7 +191,7 @@ def test_the_policy_that_acted_is_the_one_that_the_update_starts_from(script, ti
 
     monkeypatch.setattr(script, "ppo_update", recording)
     script.train(tiny(norm_obs=True, learning_rate=0.01))
-    assert len(ratios) == 3
+    assert len(ratios) == 4
     np.testing.assert_allclose(np.concatenate(ratios), 1, rtol=1e-5)
 
 
@@ -239,30 +239,6 @@ def test_more_than_10000_combinations_are_refused(tiny, script):
     script.train(tiny(env_id="probe_envs:AlmostTooManyChoices-v0", total_timesteps=16))
     with pytest.raises(SystemExit, match=r"error: .*more than 10,000 combinations of actions"):
         script.train(tiny(env_id="probe_envs:ManyChoices-v0"))
-
-
-@once_per_script
-def test_a_run_that_was_interrupted_in_its_first_rollout_still_measures_the_observations_first(
-    script, tiny, monkeypatch
-):
-    collect_rollout = script.collect_rollout
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(script, "collect_rollout", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        script.train(tiny(norm_obs=True))
-    monkeypatch.setattr(script, "collect_rollout", collect_rollout)
-    counts, ppo_update = [], script.ppo_update
-
-    def recording(agent, *rest):
-        counts.append(agent.obs_stats.count.item())
-        return ppo_update(agent, *rest)
-
-    monkeypatch.setattr(script, "ppo_update", recording)
-    script.train(tiny(norm_obs=True, resume=str(run_folder() / "checkpoint.pt")))
-    assert min(counts) > 0
 
 
 @pytest.fixture
@@ -374,3 +350,25 @@ def test_a_full_disk_leaves_the_last_checkpoint(script, tiny, launch, tmp_path):
     result = launch("-c", run, script.__file__, "--resume", path, "--total-timesteps", 1000)
     assert result.returncode not in (0, None)
     assert path.read_bytes() == before
+
+
+@once_per_script
+def test_a_checkpoint_with_a_flipped_bit_is_refused_or_loads_as_it_was(script, tiny):
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    content, expected, refused = path.read_bytes(), torch.load(path), 0
+    rng = np.random.default_rng(0)
+    for position, bit in zip(rng.integers(len(content), size=100), rng.integers(8, size=100), strict=True):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            script.Args(resume=str(path))
+            loaded = torch.load(path)
+        except Exception:
+            refused += 1
+            continue
+        assert (loaded["args"], loaded["step"]) == (expected["args"], expected["step"])
+        assert_same(loaded["agent"], expected["agent"])
+        assert_same(loaded["optimizer"], expected["optimizer"])
+    assert refused > 50

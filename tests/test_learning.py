@@ -8,7 +8,7 @@ import torch
 from conftest import CASES, Player
 from probe_envs import Table
 
-QUICK = {"total_timesteps": 3072, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
+QUICK = {"total_timesteps": 8192, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
 
 
 @pytest.fixture
@@ -21,26 +21,27 @@ def trained(script, probe, tiny):
 
 
 @pytest.mark.parametrize(
-    "name, observations, values, norm_value",
+    "name, observations, values, norm_value, tolerance",
     [
-        ("OneStep", [[1]], [1], True),
-        ("TwoSteps", [[1, 0], [0, 1]], [0.9, 1], True),
-        ("Sign", [[1], [-1]], [1, -1], True),
-        ("Endless", [[1]], [1 / (1 - 0.9)], True),
-        ("Truncated", [[1]], [1 / (1 - 0.9)], True),
-        ("Truncated", [[1]], [1 / (1 - 0.9)], False),
+        ("OneStep", [[1]], [1], True, 0.02),
+        ("TwoSteps", [[1, 0], [0, 1]], [0.9, 1], True, 0.02),
+        ("Sign", [[1], [-1]], [1, -1], True, 0.1),
+        ("Endless", [[1]], [1 / (1 - 0.9)], True, 0.02),
+        ("Truncated", [[1]], [1 / (1 - 0.9)], True, 0.02),
+        ("Truncated", [[1]], [1 / (1 - 0.9)], False, 0.02),
     ],
 )
-def test_values_become_the_known_ones(trained, name, observations, values, norm_value):
+def test_values_become_the_known_ones(trained, name, observations, values, norm_value, tolerance):
     """A truncated episode counts as one that goes on: with its last step taken for a terminal one, 10 would be 2.6."""
     agent = trained(name, norm_value=norm_value)
     with torch.no_grad():
         learned = agent(torch.tensor(observations, dtype=torch.float32))[1]
-    np.testing.assert_allclose(learned, values, rtol=0.1)
+    np.testing.assert_allclose(learned, values, rtol=tolerance)
 
 
-def test_policy_finds_the_best_action(script, trained, probe):
-    player = Player(script, trained("Match"), probe("Match"))
+@pytest.mark.parametrize("name, norm_obs", [("Match", False), ("FarMatch", True)])
+def test_policy_finds_the_best_action(script, trained, probe, name, norm_obs):
+    player = Player(script, trained(name, norm_obs=norm_obs), probe(name))
     actor, rewards = player.agent.numpy_actor(), []
     for _ in range(40):
         outputs = actor(np.asarray(player.obs, np.float32))
@@ -52,7 +53,7 @@ def test_policy_finds_the_best_action(script, trained, probe):
         if not player.vector:
             player.obs, _ = player.env.reset()
     actions = [action for log in player.logs for _, action, _ in log]
-    assert len(np.unique(actions)) == 2
+    assert len(np.unique(np.round(actions, 4))) == 2
     assert min(reward for reward in np.ravel(rewards) if reward != 0) > 0.96  # 0 is that of a reset
 
 
@@ -74,7 +75,7 @@ def optimal_values(gamma):
     return values
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1, 1e4])
+@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
 @pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
 def test_the_policy_of_a_table_is_the_optimal_one_at_every_scale_of_rewards(script, tiny, scale):
     """Within 2 percent, by the Bellman equation of the greedy policy."""

@@ -24,7 +24,6 @@ DELIBERATE = {
         "Args.num_steps": "measured: and longer rollouts",
         "Args.num_minibatches": "measured: of as many rows",
         "Args.target_kl": "measured: without it the standard deviation shrinks too early",
-        "Args.vf_coef": "measured: LunarLanderContinuous learns sooner",
         "Args.norm_obs": "observations of such environments differ in scale",
         "Args.ent_coef": "the entropy of a Gaussian has no upper end",
         "ActorCritic.__init__": GAUSSIAN,

@@ -205,7 +205,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert len([*folder.glob("events*")]) == 1
     assert done.stdout.count("checkpoint: ") == done.stdout.count("evaluation: ") == 1
     steps = [step for step, _ in read_scalars(folder)["losses/entropy"]]
-    assert steps == [*range(256, 641, 128)]
+    assert steps == [*range(128, 641, 128)]
 
 
 @pytest.fixture
