@@ -209,6 +209,9 @@ FAULTS = [  # script, text, text with the fault, test
         "test_vector.py::test_rollouts_follow_a_trace_written_by_hand",
     ),
     (V, "default_rng([seed, rank])", "default_rng(seed)", "test_vector.py::test_no_two_environments_begin_alike"),
+    (D, "std=0.0 if", "std=1.0 if", "test_agent.py::test_fresh_agent_is_close_to_uniform_and_centered"),
+    (D, "zipfile.ZipFile(checkpoint).testzip()", "False", "test_gaps.py::test_a_checkpoint_with_a_flipped_bit"),
+    (C, "            if args.norm_obs:\n", "            if False:\n", "test_learning.py::test_policy_finds_the_best"),
     (V, "= average(torch.stack(", "= (torch.stack(", "test_vector.py::test_two_processes_train_as_one"),
     (
         V,
