@@ -31,7 +31,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
-class Args:  # numbers after a semicolon: the range worth trying
+class Args:
+    """Numbers after a semicolon are the range worth trying."""
+
     env_id: str = "Pendulum-v1"  # Gymnasium id, or module:EnvId for your own environment
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # seed of weights, environment, actions and minibatches
@@ -52,7 +54,7 @@ class Args:  # numbers after a semicolon: the range worth trying
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
-    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 0.5
+    log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 0.5
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -121,7 +123,7 @@ class ActorCritic(nn.Module):
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
-        return lambda obs: self(self.actor.bias.new_tensor(obs)[None])[0][0].detach().cpu().numpy()"""
+        return lambda obs: self(self.return_stats.mean.new_tensor(obs)[None])[0][0].detach().cpu().numpy()"""
         p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
@@ -148,11 +150,11 @@ def make_env(env_id, video_folder=None):
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here, or one line up if they end episodes. Reported returns stay the environment's own.
+    # Add your own wrappers here; those that end episodes go one line up. Reported returns stay the environment's own.
     env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, Box) or space.dtype.kind != "f":
-        raise SystemExit(f"error: {env_id}: float Box actions, fixed-size observations only (else ppo_discrete.py)")
+        raise SystemExit(f"error: {env_id}: float Box actions, fixed-size observations only (no Box: ppo_discrete.py)")
     box = flatten_space(space)  # [-1, 1] is scaled to its bounds, if all are finite
     mid, half = (box.high / 2 + box.low / 2, box.high / 2 - box.low / 2) if box.is_bounded() else (0, 1)
     return gym.wrappers.TransformAction(  # fmin and fmax turn NaN into a bound: some environments crash on NaN
@@ -178,13 +180,13 @@ def collect_rollout(env, agent, obs, args, rng):
     if not (np.isfinite(raw_obs).all() and np.isfinite(next_obs).all() and np.isfinite(rewards).all()):
         raise SystemExit("error: the environment gave an observation or a reward that is NaN or Inf")
     # Values and log-probabilities of the whole rollout in one pass: 1 us a step instead of 100
-    device = agent.return_stats.mean.device
-    obs_batch, action_batch = torch.as_tensor(raw_obs, device=device), torch.as_tensor(np.array(actions), device=device)
+    obs_batch = torch.as_tensor(raw_obs, device=args.device)
+    action_batch = torch.as_tensor(np.array(actions), device=args.device)
     with torch.no_grad():
-        expected, _ = agent(obs_batch[:64])
-        logprobs, _, values = agent.evaluate_actions(obs_batch, action_batch)
-        _, next_values = agent(torch.as_tensor(next_obs, device=device))
-    same = np.allclose(outputs[:64], expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
+        logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
+        expected, values = agent(obs_batch)
+        _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
+    same = np.allclose(outputs, expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     transitions = (rewards, values.cpu().numpy(), next_values.cpu().numpy(), terminated, truncated)
     return {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs}, transitions, obs, episodes
@@ -202,7 +204,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # values = returns - advantages
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # values = returns - advantages
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -330,7 +332,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        if args.eval_episodes and global_step > start_step:
+        if args.eval_episodes:
             writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
         save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
@@ -340,7 +342,7 @@ def train(args):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # so that train saves
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
     if checkpoint := args.evaluate or args.resume:  # flags default to the checkpoint's

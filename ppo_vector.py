@@ -34,7 +34,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass
-class Args:  # numbers after a semicolon: the range worth trying
+class Args:
+    """Numbers after a semicolon are the range worth trying."""
+
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own environment
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # seed of weights, environments, actions and minibatches
@@ -57,7 +59,7 @@ class Args:  # numbers after a semicolon: the range worth trying
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
-    log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 0.5
+    log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 0.5
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -136,7 +138,7 @@ class ActorCritic(nn.Module):
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, which is faster for small batches. Change both, or act in torch:
-        return lambda obs: self(self.actor.bias.new_tensor(obs))[0].detach().cpu().numpy()"""
+        return lambda obs: self(self.return_stats.mean.new_tensor(obs))[0].detach().cpu().numpy()"""
         p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
@@ -204,12 +206,11 @@ def collect_rollout(envs, agent, obs, done, args, rng):
     if not (np.isfinite(raw_obs).all() and np.isfinite(rewards).all()):
         raise SystemExit("error: the environment gave an observation or a reward that is NaN or Inf")
     # Values and log-probabilities of the whole rollout in one pass: 1 us a step instead of 100
-    device = agent.return_stats.mean.device
-    obs_batch = torch.as_tensor(raw_obs[:-1][valid], device=device)
-    action_batch = torch.as_tensor(np.array(actions)[valid], device=device)
+    obs_batch = torch.as_tensor(raw_obs[:-1][valid], device=args.device)
+    action_batch = torch.as_tensor(np.array(actions)[valid], device=args.device)
     with torch.no_grad():
         logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
-        expected, values = agent(torch.as_tensor(raw_obs, device=device).flatten(0, 1))
+        expected, values = agent(torch.as_tensor(raw_obs, device=args.device).flatten(0, 1))
     same = np.allclose(np.concatenate(outputs), expected[: -len(obs)].cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     values = values.cpu().numpy().reshape(args.num_steps + 1, -1)
@@ -229,7 +230,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-8)  # values = returns - advantages
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # values = returns - advantages
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -292,7 +293,7 @@ def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    if args.num_steps < 2 or args.num_steps * args.num_envs < 4 * args.num_minibatches:  # as few as a third are valid
+    if args.num_steps < 2 or args.num_steps * args.num_envs < 4 * args.num_minibatches:  # at least a third are valid
         raise SystemExit("error: --num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
     if world_size > 1:
         dist.init_process_group("gloo")
@@ -375,7 +376,7 @@ def train(args):
             print(end="\n" if sys.stdout.isatty() else "")
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            if args.eval_episodes and global_step > start_step:
+            if args.eval_episodes:
                 writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
         if rank == 0:
@@ -389,7 +390,7 @@ def train(args):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # so that train saves
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
     if checkpoint := args.evaluate or args.resume:  # flags default to the checkpoint's
