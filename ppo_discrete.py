@@ -50,9 +50,9 @@ class Args:
     norm_obs: bool = False  # normalize observations by running statistics
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
-    vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
+    vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
-    target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
+    target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
