@@ -54,7 +54,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
-    log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 0.5
+    log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 1
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
