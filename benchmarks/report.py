@@ -87,7 +87,7 @@ def ablations():
         script = next(work.script for work in WORKS if work.env_id == env_id)
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
         seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
-        columns.append(f"{env_id}, {len(seeds)} seeds")
+        columns.append(f"{env_id}, {len(seeds)} seed{'s' * (len(seeds) != 1)}")
         for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
             if env_id == "CartPole-v1":
                 row.append(median(values("solved_at", script, env_id, variant, seeds)))
