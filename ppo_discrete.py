@@ -185,7 +185,7 @@ def collect_rollout(env, agent, obs, args, rng):
         logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
         expected, values = agent(obs_batch)
         _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
-    same = np.allclose(outputs, expected.cpu(), rtol=0, atol=1e-3 * np.abs(outputs).max())
+    same = np.allclose(outputs, expected.cpu(), 1e-3, 1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     transitions = (rewards, values.cpu().numpy(), next_values.cpu().numpy(), terminated, truncated)
     return {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs}, transitions, obs, episodes

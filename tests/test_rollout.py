@@ -1,5 +1,7 @@
 """collect_rollout: each row is one transition of the environment, and an episode goes on in the next rollout."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import reference
@@ -97,6 +99,22 @@ def test_an_edit_to_forward_alone_is_refused(script, player, agent, action_space
     monkeypatch.setattr(script.ActorCritic, "forward", forward)
     with pytest.raises(AssertionError, match="numpy_actor and forward"):
         played.play(100, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("factor", [1, 1.05])
+def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, factor):
+    """Both put -1e9 in place of the first output, and the others differ by factor."""
+
+    def mask(outputs):
+        outputs[..., 0] = -1e9
+        return outputs
+
+    actor, forward = agent.numpy_actor(), agent.forward
+    monkeypatch.setattr(agent, "numpy_actor", lambda: lambda obs: mask(factor * actor(obs)))
+    monkeypatch.setattr(agent, "forward", lambda obs: (mask(1 * forward(obs)[0]), forward(obs)[1]))
+    differ = pytest.raises(AssertionError, match="numpy_actor and forward")
+    with differ if factor > 1 else contextlib.nullcontext():
+        player().play(100, np.random.default_rng(0))
 
 
 def test_a_layer_that_numpy_actor_lacks_is_refused(agent):
