@@ -65,8 +65,9 @@ class Args:
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
 
     def __post_init__(self):
-        positive = ("total_timesteps", "num_steps", "num_minibatches", "update_epochs", "hidden_size")
-        for name in (*positive, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
+        vars(self).update({k: v.item() for k, v in vars(self).items() if hasattr(v, "item")})  # no NumPy in checkpoints
+        counts = ("total_timesteps", "num_steps", "num_minibatches", "update_epochs", "hidden_size")
+        for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
@@ -102,7 +103,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
-        # Until the first update all values are 0: random ones would distort the statistics of small rewards
+        # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.actor = nn.Linear(width, *action_space.shape)
@@ -136,21 +137,20 @@ class ActorCritic(nn.Module):
         return actor
 
     def evaluate_actions(self, obs, actions):
-        """Log-probabilities of actions (B,), mean entropy and values (B,)."""
+        """Log-probabilities (B,) of actions, mean entropy and values (B,)."""
         means, values = self(obs)
         policy = torch.distributions.Normal(means, self.log_std.exp())
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1).mean(), values
 
 
-def make_env(env_id, video_folder=None):
+def make_env(env_id, video=None):
     """Make an environment with flat observations and actions for ActorCritic, or exit with a one-line error."""
     try:
-        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-        env = gym.wrappers.RecordVideo(env, str(video_folder)) if video_folder else env
+        env = gym.wrappers.RecordVideo(gym.make(env_id, render_mode="rgb_array"), video) if video else gym.make(env_id)
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here; those that end episodes go one line up. Reported returns stay the environment's own.
+    # Add your own wrappers here, but those that end episodes above. Reported returns stay the environment's own.
     env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, Box) or space.dtype.kind != "f":
@@ -177,7 +177,7 @@ def collect_rollout(env, agent, obs, args, rng):
         if terminated[t] or truncated[t]:
             episodes.append((info["episode"]["r"], info["episode"]["l"]))
             obs, _ = env.reset()
-    if not (np.isfinite(raw_obs).all() and np.isfinite(next_obs).all() and np.isfinite(rewards).all()):
+    if not all(np.isfinite(x).all() for x in (raw_obs, next_obs, rewards)):
         raise SystemExit("error: the environment gave an observation or a reward that is NaN or Inf")
     # Values and log-probabilities of the whole rollout in one pass: 1 us a step instead of 100
     obs_batch = torch.as_tensor(raw_obs, device=args.device)
@@ -186,7 +186,7 @@ def collect_rollout(env, agent, obs, args, rng):
         logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
         expected, values = agent(obs_batch)
         _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
-    same = np.allclose(outputs, expected.cpu(), 1e-3, 1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
+    same = np.allclose(outputs, expected.cpu(), atol=1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     transitions = (rewards, values.cpu().numpy(), next_values.cpu().numpy(), terminated, truncated)
     return {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs}, transitions, obs, episodes
@@ -204,7 +204,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # values = returns - advantages
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # advantages = returns - values
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -243,7 +243,7 @@ def evaluate(agent, args, folder):
     env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
     returns = []
     obs, _ = env.reset(seed=args.seed + 10**6)
-    while len(returns) < max(args.eval_episodes, 1):
+    while len(returns) < max(args.eval_episodes, 1):  # 0 may be of the checkpoint's run
         outputs, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None])
         obs, _, terminated, truncated, info = env.step(outputs[0].detach().cpu().numpy())
         if terminated or truncated:
@@ -266,7 +266,7 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
     start_step = global_step = saved["step"] if saved else 0
-    if args.resume and not args.evaluate and start_step >= args.total_timesteps:
+    if start_step >= args.total_timesteps and not args.evaluate:
         raise SystemExit(f"error: this run is finished: to go on, raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
     np.random.seed(seed)  # for environments that use it
@@ -297,7 +297,7 @@ def train(args):
         writer.file_writer.add_summary(summary)
 
     last_returns, solved, start_time = [], False, time.perf_counter()
-    obs, _ = env.reset(seed=seed)
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env and rng would draw the same numbers
     try:
         while global_step < args.total_timesteps and not solved:
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
@@ -329,7 +329,7 @@ def train(args):
                 save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
 
         env.close()  # before evaluate makes its own: some environments allow only one at a time
-        print(end="\n" if sys.stdout.isatty() else "")
+        print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:

@@ -50,7 +50,7 @@ class Args:
     update_epochs: int = 5  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages, once a rollout
+    norm_adv: bool = True  # normalize advantages, once a rollout in each process
     norm_value: bool = True  # normalize value targets by running statistics of the returns
     norm_obs: bool = False  # normalize observations by running statistics, from the second rollout on
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
@@ -70,8 +70,9 @@ class Args:
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
 
     def __post_init__(self):
-        positive = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
-        for name in (*positive, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
+        vars(self).update({k: v.item() for k, v in vars(self).items() if hasattr(v, "item")})  # no NumPy in checkpoints
+        counts = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
+        for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
         if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
@@ -116,7 +117,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         width, self.norm_obs = args.hidden_size, args.norm_obs
         self.obs_stats = RunningMeanStd(obs_space.shape)
-        # Until the first update all values are 0: random ones would distort the statistics of small rewards
+        # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.discrete = isinstance(action_space, Discrete)
@@ -151,7 +152,7 @@ class ActorCritic(nn.Module):
         return actor
 
     def evaluate_actions(self, obs, actions):
-        """Log-probabilities of actions (B,), mean entropy and values (B,)."""
+        """Log-probabilities (B,) of actions, mean entropy and values (B,)."""
         outputs, values = self(obs)
         if self.discrete:
             logp = outputs.log_softmax(-1)
@@ -160,11 +161,11 @@ class ActorCritic(nn.Module):
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1).mean(), values
 
 
-def make_envs(env_id, num_envs, mode=None, video_folder=None):
+def make_envs(env_id, num_envs, mode=None, video=None):
     """Make environments with flat observations and actions for ActorCritic, or exit with a one-line error."""
     try:
-        envs = gym.make_vec(env_id, num_envs, mode, **({"render_mode": "rgb_array"} if video_folder else {}))
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder)) if video_folder else envs
+        envs = gym.make_vec(env_id, num_envs, mode, **({"render_mode": "rgb_array"} if video else {}))
+        envs = gym.wrappers.vector.RecordVideo(envs, video) if video else envs
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # a reset is a step of its own
@@ -203,7 +204,7 @@ def collect_rollout(envs, agent, obs, done, args, rng):
         done = terminated[t] | truncated[t]
         episodes += [(info["episode"]["r"][i], info["episode"]["l"][i]) for i in np.flatnonzero(done)]
     raw_obs[-1] = obs
-    if not (np.isfinite(raw_obs).all() and np.isfinite(rewards).all()):
+    if not all(np.isfinite(x).all() for x in (raw_obs, rewards)):
         raise SystemExit("error: the environment gave an observation or a reward that is NaN or Inf")
     # Values and log-probabilities of the whole rollout in one pass: 1 us a step instead of 100
     obs_batch = torch.as_tensor(raw_obs[:-1][valid], device=args.device)
@@ -212,7 +213,7 @@ def collect_rollout(envs, agent, obs, done, args, rng):
         logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
         expected, values = agent(torch.as_tensor(raw_obs, device=args.device).flatten(0, 1))
     outputs, expected = np.concatenate(outputs), expected[: -len(obs)]
-    same = np.allclose(outputs, expected.cpu(), 1e-3, 1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
+    same = np.allclose(outputs, expected.cpu(), atol=1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
     assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
     values = values.cpu().numpy().reshape(args.num_steps + 1, -1)
     rollout = {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs, "valid": valid}
@@ -231,7 +232,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # values = returns - advantages
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # advantages = returns - values
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -251,7 +252,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             optimizer.zero_grad()
             loss.backward()
             if dist.is_initialized():
-                gradients = [parameter.grad for parameter in agent.parameters()]
+                gradients = [p.grad for p in agent.parameters() if p.grad is not None]
                 nn.utils.vector_to_parameters(average(nn.utils.parameters_to_vector(gradients)), gradients)
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
@@ -273,7 +274,7 @@ def evaluate(agent, args, folder):
     envs = make_envs(args.env_id, 1, args.vectorization_mode, folder / "videos" if args.capture_video else None)
     returns = []
     obs, _ = envs.reset(seed=args.seed + 10**6)
-    while len(returns) < max(args.eval_episodes, 1):
+    while len(returns) < max(args.eval_episodes, 1):  # 0 may be of the checkpoint's run
         outputs = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))[0].detach().cpu().numpy()
         obs, _, _, _, info = envs.step(outputs.argmax(-1) if agent.discrete else outputs)
         if "episode" in info:
@@ -294,13 +295,13 @@ def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    if args.num_steps < 2 or args.num_steps * args.num_envs < 4 * args.num_minibatches:  # at least a third are valid
-        raise SystemExit("error: --num-steps must be at least 2, and x --num-envs at least 4 x --num-minibatches")
+    if args.num_steps // 2 * args.num_envs < args.num_minibatches:  # at worst every second step is a reset
+        raise SystemExit("error: half of --num-steps (rounded down) x --num-envs must be at least --num-minibatches")
     if world_size > 1:
         dist.init_process_group("gloo")
     saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
     start_step = global_step = saved["step"] if saved else 0
-    if args.resume and not args.evaluate and start_step >= args.total_timesteps:
+    if start_step >= args.total_timesteps and not args.evaluate:
         raise SystemExit(f"error: this run is finished: to go on, raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
     np.random.seed(seed + rank)  # for environments that use it
@@ -374,7 +375,7 @@ def train(args):
 
         envs.close()  # before evaluate makes its own: some environments allow only one at a time
         if rank == 0:
-            print(end="\n" if sys.stdout.isatty() else "")
+            print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
