@@ -371,6 +371,15 @@ class GlobalRandom(Recorder):
         return obs, np.random.normal(), *rest
 
 
+class Changing(Recorder):
+    """A Recorder that changes its action in place."""
+
+    def step(self, action):
+        result = super().step(action)
+        action -= 1
+        return result
+
+
 class Mixture(gym.Env):
     """Half the episodes are 400 steps long and return 300, the others 25 steps and return -100."""
 
@@ -394,6 +403,7 @@ for family in ("Discrete", "Box"):
         register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
     register(f"Mixture{family}", Mixture, action_space=several)
 gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([101, 100])})
+gym.register("Changing-v0", Changing, kwargs=recorder | {"action_space": MultiDiscrete([3, 2])})
 gym.register("AlmostTooManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([100, 100])})
 
 

@@ -1,5 +1,6 @@
 """What the other files leave out: numbers far from 0, signals in the middle of a step, filming, what a resume keeps."""
 
+import copy
 import fcntl
 import os
 import pickle
@@ -36,11 +37,43 @@ def test_statistics_of_float32_rows_far_from_0(script):
 
 
 @vector_alone
-def test_rollouts_too_small_for_their_minibatches_are_refused(script, tiny, tmp_path):
-    for flags in ({"num_steps": 1}, {"num_steps": 2, "num_envs": 3, "num_minibatches": 2}):
-        with pytest.raises(SystemExit, match="--num-steps must be at least 2"):
-            script.train(tiny(**flags))
+def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tiny, tmp_path):
+    """Of episodes of one step every second step is a reset."""
+    for flags in ({"num_steps": 1}, {"num_steps": 3, "num_envs": 1, "num_minibatches": 2}):
+        with pytest.raises(SystemExit, match="half of --num-steps"):
+            script.train(tiny(env_id=probe("OneStep"), **flags))
     assert not [*tmp_path.iterdir()]
+    script.train(tiny(env_id=probe("OneStep"), num_steps=3, num_envs=2, num_minibatches=2))
+
+
+@once_per_script
+def test_environment_and_actions_draw_different_numbers(script, tiny, monkeypatch):
+    """default_rng(seed) and env.reset(seed=seed) are one generator."""
+    collect_rollout, draws = script.collect_rollout, []
+
+    def collect(env, *args):
+        if not draws:
+            single = getattr(env.unwrapped, "envs", [env])
+            generators = [args[-1], *(each.unwrapped.np_random for each in single)]
+            draws.extend(copy.deepcopy(generator).random(1000) for generator in generators)
+        return collect_rollout(env, *args)
+
+    monkeypatch.setattr(script, "collect_rollout", collect)
+    script.train(tiny(vectorization_mode="sync") if hasattr(script, "make_envs") else tiny())
+    assert len(np.unique(draws)) == np.size(draws) >= 2000
+
+
+@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+def test_an_environment_may_change_its_action_in_place(script, tiny):
+    """It refuses actions outside its space, which a changed table of actions would give."""
+    script.train(tiny(env_id="probe_envs:Changing-v0"))
+
+
+@once_per_script
+def test_a_run_by_numbers_of_numpy_is_resumed(script, tiny):
+    flags = {"learning_rate": np.logspace(-4, -3, 2)[0], "gamma": np.float32(0.9), "seed": np.arange(3)[1]}
+    script.train(tiny(**flags, anneal_lr=np.bool_(True)))
+    script.train(tiny(resume=str(run_folder() / "checkpoint.pt"), total_timesteps=np.int64(128)))
 
 
 @once_per_script

@@ -157,6 +157,14 @@ RUN = {"env_id": "probe_envs:RecorderDiscrete-v0", "total_timesteps": 600, "num_
 RUN |= {"num_minibatches": 1, "norm_obs": True, "update_epochs": 1, "eval_episodes": 3, "hidden_size": 16}
 
 
+class PartlyUsed(ppo_vector.ActorCritic):
+    """An agent with a parameter that has no gradient."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.unused = torch.nn.Parameter(torch.zeros(3))
+
+
 def work(folder):
     """What each of two processes does: a whole run, of which it saves the observations, returns and gradients."""
     rank, obs, targets, gradients = int(os.environ["RANK"]), [], [], []
@@ -179,6 +187,7 @@ def work(folder):
         return result
 
     ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average = collect, update, averaged
+    ppo_vector.ActorCritic = PartlyUsed
     agent = ppo_vector.train(ppo_vector.Args(**RUN, log_dir=f"{folder}/runs"))
     results = {"obs": torch.cat(obs), "targets": torch.cat(targets), "gradients": gradients}
     torch.save(results | {"weights": agent.state_dict()}, Path(folder, f"{rank}.pt"))
