@@ -115,8 +115,8 @@ class ActorCritic(nn.Module):
 
     def __init__(self, obs_space, action_space, args):
         super().__init__()
-        width, self.norm_obs = args.hidden_size, args.norm_obs
-        self.obs_stats = RunningMeanStd(obs_space.shape)
+        width = args.hidden_size
+        self.obs_stats = RunningMeanStd(obs_space.shape) if args.norm_obs else None
         # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) in units of the return, of raw observations (B, obs_dim)."""
-        if self.norm_obs:
+        if self.obs_stats:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1) * self.return_stats.std + self.return_stats.mean
@@ -143,7 +143,7 @@ class ActorCritic(nn.Module):
         p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
 
         def actor(obs):
-            if self.norm_obs:
+            if self.obs_stats:
                 obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
             hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
             hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -171,7 +171,7 @@ def make_envs(env_id, num_envs, mode=None, video=None):
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # a reset is a step of its own
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    # Add your own vector wrappers here. Reported returns stay the environment's own.
+    # Add your own vector wrappers here. Checkpoints do not contain their statistics: use --norm-obs.
     envs = gym.wrappers.vector.FlattenObservation(envs)
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")

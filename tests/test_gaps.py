@@ -70,6 +70,14 @@ def test_an_environment_may_change_its_action_in_place(script, tiny):
 
 
 @once_per_script
+@pytest.mark.parametrize("change", [{"norm_obs": False}, {"hidden_size": 8}], ids=str)
+def test_a_checkpoint_of_another_network_is_refused(script, tiny, change):
+    script.train(tiny(norm_obs=True))
+    with pytest.raises(RuntimeError, match="state_dict"):
+        script.train(tiny(**{"norm_obs": True, "evaluate": str(run_folder() / "checkpoint.pt")} | change))
+
+
+@once_per_script
 def test_a_run_by_numbers_of_numpy_is_resumed(script, tiny):
     flags = {"learning_rate": np.logspace(-4, -3, 2)[0], "gamma": np.float32(0.9), "seed": np.arange(3)[1]}
     script.train(tiny(**flags, anneal_lr=np.bool_(True)))

@@ -35,6 +35,7 @@ DELIBERATE = {
     },
     "ppo_vector": {
         "Args.num_steps": "a rollout is as many steps in each of several environments",
+        "Args.norm_adv": "each process normalizes its own",
         "Args.learning_rate": "measured: fewer and larger steps cost less time",
         "Args.update_epochs": "measured: fewer and larger steps cost less time",
         "Args.hidden_size": "measured: fewer and larger steps cost less time",

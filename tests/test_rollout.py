@@ -79,7 +79,6 @@ def test_nan_and_inf_end_the_program(player, monkeypatch, trouble, step):
 
 
 def skip_connection(self, obs):
-    obs = (obs - self.obs_stats.mean) / self.obs_stats.std
     hidden = self.backbone(obs)
     return self.actor(hidden + self.backbone[:2](obs)), self.critic(hidden).squeeze(-1)
 

@@ -214,7 +214,7 @@ def test_statistics_cover_all_observations_and_returns(script, tiny, record, nor
     obs = torch.cat([rollout["obs"] for rollout, *_ in rollouts])
     returns = [x[r.get("valid", ...)].ravel() for (r, *_), (_, x) in zip(rollouts, targets, strict=True)]
     for used, stats, rows in (
-        (norm_obs, agent.obs_stats, obs.numpy()),
+        (norm_obs, agent.obs_stats or script.RunningMeanStd((3,)), obs.numpy()),
         (norm_value, agent.return_stats, np.concatenate(returns)),
     ):
         assert stats.count == used * len(rows)
