@@ -68,10 +68,10 @@ def peers():
     rows = []
     for env_id, script in {work.env_id: work.script for work in WORKS if work.script in CLEANRL}.items():
         ours = {"ours": (script, "defaults"), "ours, recipe": (script, "recipe")}
-        agents = ours | PEERS | {"CleanRL": (CLEANRL[script], "defaults")}
-        if not any(values("steps", agents[agent][0], env_id) for agent in agents if agent not in ours):
+        others = PEERS | {"CleanRL": (CLEANRL[script], "defaults")}
+        if not any(values("steps", name, env_id, variant) for name, variant in others.values()):
             continue
-        for agent, (name, variant) in agents.items():
+        for agent, (name, variant) in (ours | others).items():
             score = values("last_20" if agent == "CleanRL" else "evaluation", name, env_id, variant)
             if score:
                 solved, seconds = (values(n, name, env_id, variant) for n in ("solved_at", "seconds_to_solved"))
