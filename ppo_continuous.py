@@ -150,7 +150,7 @@ def make_env(env_id, video=None):
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {env_id}: {error}") from error
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here, but those that end episodes above. Checkpoints lack their statistics: use --norm-obs.
+    # Add your own wrappers here; those that end episodes go one line up. To normalize observations, use --norm-obs.
     env = gym.wrappers.FlattenObservation(env)
     space = env.action_space
     if not isinstance(env.observation_space, Box) or not isinstance(space, Box) or space.dtype.kind != "f":
@@ -243,7 +243,7 @@ def evaluate(agent, args, folder):
     env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
     returns = []
     obs, _ = env.reset(seed=args.seed + 10**6)
-    while len(returns) < max(args.eval_episodes, 1):  # 0 may be of the checkpoint's run
+    while len(returns) < max(args.eval_episodes, 1):  # the flag of a checkpoint may be 0
         outputs, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None])
         obs, _, terminated, truncated, info = env.step(outputs[0].detach().cpu().numpy())
         if terminated or truncated:

@@ -171,7 +171,7 @@ def make_envs(env_id, num_envs, mode=None, video=None):
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:  # a reset is a step of its own
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    # Add your own vector wrappers here. Checkpoints do not contain their statistics: use --norm-obs.
+    # Add your own vector wrappers here. To normalize observations, use --norm-obs: checkpoints contain its statistics.
     envs = gym.wrappers.vector.FlattenObservation(envs)
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
@@ -274,7 +274,7 @@ def evaluate(agent, args, folder):
     envs = make_envs(args.env_id, 1, args.vectorization_mode, folder / "videos" if args.capture_video else None)
     returns = []
     obs, _ = envs.reset(seed=args.seed + 10**6)
-    while len(returns) < max(args.eval_episodes, 1):  # 0 may be of the checkpoint's run
+    while len(returns) < max(args.eval_episodes, 1):  # the flag of a checkpoint may be 0
         outputs = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))[0].detach().cpu().numpy()
         obs, _, _, _, info = envs.step(outputs.argmax(-1) if agent.discrete else outputs)
         if "episode" in info:
