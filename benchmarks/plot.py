@@ -40,8 +40,8 @@ def panels(works, columns):
         axis.set_axis_off()
     for axis, work in zip(axes.flat, works, strict=False):
         axis.axhline(THRESHOLDS[work.env_id], color="grey", linestyle=":", linewidth=1)
-        recipe = ", recipe" if work.variant == "recipe" else ""
-        axis.set_title(f"{work.env_id}, {work.script.removesuffix('.py')}{recipe}", fontsize=7)
+        variant = f", {work.variant}" if work.variant != "defaults" else ""
+        axis.set_title(f"{work.env_id}, {work.script.removesuffix('.py')}{variant}", fontsize=7)
         axis.set_xlabel("thousand environment steps", fontsize=7)
         axis.grid(alpha=0.2)
         axis.tick_params(labelsize=7)

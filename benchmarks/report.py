@@ -53,7 +53,7 @@ def results():
     rows = []
     for work in WORKS:
         score, steps = (values(name, work.script, work.env_id, work.variant) for name in ("evaluation", "solved_at"))
-        name = work.env_id + (", recipe" if work.variant == "recipe" else "")
+        name = work.env_id + (f", {work.variant}" if work.variant != "defaults" else "")
         row = [name, f"`{work.script}`", f"{work.steps:,}", str(len(score)), mean(score)]
         others = [values("evaluation", script, work.env_id, variant) for script, variant in PEERS.values()]
         others.append(values("last_20", CLEANRL.get(work.script), work.env_id))
