@@ -172,8 +172,9 @@ def make_envs(env_id, num_envs, mode=None, video=None):
         raise SystemExit(f"error: {env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     # Add your own vector wrappers here. To normalize observations, use --norm-obs: checkpoints contain its statistics.
-    envs = gym.wrappers.vector.FlattenObservation(envs)
-    space = envs.single_action_space
+    obs_space, space = envs.single_observation_space, envs.single_action_space
+    if obs_space != flatten_space(obs_space):  # the wrapper takes 15% of the time on CartPole
+        envs = gym.wrappers.vector.FlattenObservation(envs)
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     if not fits or not isinstance(envs.single_observation_space, Box):
         raise SystemExit(f"error: {env_id}: Discrete or float Box actions, fixed-size observations only")
@@ -334,8 +335,7 @@ def train(args):
             writer.file_writer.add_summary(summary)
 
     last_returns, solved, start_time = [], False, time.perf_counter()
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))
-    done = np.zeros(args.num_envs, bool)
+    (obs, _), done = envs.reset(seed=int(rng.integers(2**31))), np.zeros(args.num_envs, bool)
     batch_size = args.num_steps * args.num_envs * world_size
     try:
         while global_step < args.total_timesteps and not solved:

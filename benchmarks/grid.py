@@ -55,7 +55,7 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
-WALK_VECTOR = (
+WALK = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 --hidden-size 128 "
     "--norm-obs"
 )
@@ -74,8 +74,8 @@ WORKS = [
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
     Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
-    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", f"--num-envs 4 {WALK_VECTOR}"),
-    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "two processes", f"--num-envs 2 {WALK_VECTOR}", processes=2),
+    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", f"--num-envs 4 {WALK}"),
+    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe in two processes", f"--num-envs 2 {WALK}", processes=2),
 ]
 
 
