@@ -4,7 +4,7 @@
     python benchmarks/grid.py Pendulum-v1 LunarLander-v3
 
 A run that is in runs.csv with the same flags is skipped, so a grid that was stopped goes on. To run one again, delete
-its rows in both files. The row of two processes wants both cores: run it by itself for its seconds.
+its rows in both files.
 """
 
 import csv
@@ -51,13 +51,12 @@ class Work(NamedTuple):
     variant: str = "defaults"
     flags: str = ""
     patch: tuple = ()  # pairs of (text of the script, other text)
-    processes: int = 1
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 WALK = (
-    "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 --hidden-size 128 "
-    "--norm-obs"
+    "--num-envs 4 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 "
+    "--hidden-size 128 --norm-obs"
 )
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
@@ -74,8 +73,7 @@ WORKS = [
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
     Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
-    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", f"--num-envs 4 {WALK}"),
-    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe in two processes", f"--num-envs 2 {WALK}", processes=2),
+    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", WALK),
 ]
 
 
@@ -87,8 +85,7 @@ def our_command(work, seed, folder):
             raise ValueError(f"{work.script} does not contain exactly once: {old}")
         text = text.replace(old, new)
     (folder / work.script).write_text(text)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", work.processes] if work.processes > 1 else []
-    words = [sys.executable, *launcher, work.script, "--env-id", work.env_id, "--seed", seed]
+    words = [sys.executable, work.script, "--env-id", work.env_id, "--seed", seed]
     return [*words, "--total-timesteps", work.steps, "--eval-episodes", 100, *work.flags.split()]
 
 
