@@ -173,7 +173,7 @@ def make_envs(env_id, num_envs, mode=None, video=None):
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     # Add your own vector wrappers here. To normalize observations, use --norm-obs: checkpoints contain its statistics.
     obs_space, space = envs.single_observation_space, envs.single_action_space
-    if obs_space != flatten_space(obs_space):  # the wrapper takes 15% of the time on CartPole
+    if obs_space != flatten_space(obs_space):  # only then: it would take 15% of the time on CartPole
         envs = gym.wrappers.vector.FlattenObservation(envs)
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     if not fits or not isinstance(envs.single_observation_space, Box):
