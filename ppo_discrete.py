@@ -6,11 +6,11 @@
 
     python ppo_discrete.py --env-id CartPole-v1
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Main departures:
-value targets are normalized, because large ones swamp the policy's gradient in the shared backbone; a truncated
-episode is bootstrapped from its last observation; advantages are normalized over the rollout.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures:
+normalized value targets, truncation bootstrapped from the last observation, advantages normalized over the rollout.
 """
 
+import copy
 import signal
 import sys
 import tempfile
@@ -54,6 +54,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
+    shared_backbone: bool = False  # hidden layers shared by policy and values, in place of two networks
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
@@ -96,7 +97,7 @@ class RunningMeanStd(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value function on one backbone."""
+    """Policy and value function: two networks, or two heads on a shared backbone."""
 
     def __init__(self, obs_space, action_space, args):
         super().__init__()
@@ -105,20 +106,19 @@ class ActorCritic(nn.Module):
         # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.critic_backbone = self.backbone if args.shared_backbone else copy.deepcopy(self.backbone)
         self.actor = nn.Linear(width, action_space.n)
         self.critic = nn.Linear(width, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
-                nn.init.zeros_(layer.bias)
+        for layer in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
+            nn.init.zeros_(layer.bias)
 
     def forward(self, obs):
         """Logits (B, n) and values (B,) in units of the return, of raw observations (B, obs_dim)."""
         if self.obs_stats:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
-        hidden = self.backbone(obs)
-        values = self.critic(hidden).squeeze(-1) * self.return_stats.std + self.return_stats.mean
-        return self.actor(hidden), values
+        values = self.critic(self.critic_backbone(obs)).squeeze(-1) * self.return_stats.std + self.return_stats.mean
+        return self.actor(self.backbone(obs)), values
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:

@@ -15,12 +15,6 @@ MINIBATCH_ADVANTAGES = (
     (LOGRATIO, LOGRATIO + SCALED),
     ("ratio * advantages[rows], clipped_ratio * advantages[rows]", "ratio * scaled, clipped_ratio * scaled"),
 )
-CRITIC = "        self.critic = nn.Linear(width, 1)\n"
-TWO_NETWORKS = (
-    (CRITIC, CRITIC + "        self.value_backbone = copy.deepcopy(self.backbone)\n"),
-    ("self.critic(hidden)", "self.critic(self.value_backbone(obs))"),
-    ("import signal\n", "import copy\nimport signal\n"),
-)
 TANH = (
     ("nn.ReLU(), nn.Linear(width, width), nn.ReLU()", "nn.Tanh(), nn.Linear(width, width), nn.Tanh()"),
     ('np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)', "np.tanh(FIRST)"),
@@ -32,7 +26,7 @@ TANH = (
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
     "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64 "
-    "--vf-coef 0.5"
+    "--vf-coef 0.5 --shared-backbone"
 )
 CHANGES = {  # variant: (flags, patch)
     "no value normalization": ("--no-norm-value", ()),
@@ -42,7 +36,7 @@ CHANGES = {  # variant: (flags, patch)
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
-    "two networks": ("", TWO_NETWORKS),
+    "shared backbone": ("--shared-backbone", ()),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 

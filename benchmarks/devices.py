@@ -20,7 +20,7 @@ CNN = (  # pairs of (text of the script, other text): the edits that the README 
         "nn.Sequential(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), "
         "nn.ReLU(), nn.Flatten(), nn.Linear(3136, width), nn.ReLU())",
     ),
-    ("self.backbone(obs)", "self.backbone(obs.view(-1, 4, 84, 84) / 255)"),
+    ("        values = self.critic(", "        obs = obs.view(-1, 4, 84, 84) / 255\n        values = self.critic("),
     (
         "        p = {name: value",
         "        return lambda obs: self(self.return_stats.mean.new_tensor(obs))[0].detach().cpu().numpy()\n"

@@ -83,6 +83,18 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         D,
+        "copy.deepcopy(self.backbone)",
+        "self.backbone",
+        "test_agent.py::test_values_train_the_layers_of_the_policy_only_where_they_are_shared",
+    ),
+    (
+        D,
+        "self.critic(self.critic_backbone(obs))",
+        "self.critic(self.backbone(obs))",
+        "test_agent.py::test_values_train_the_layers_of_the_policy_only_where_they_are_shared",
+    ),
+    (
+        D,
         "hidden = np.maximum(hidden @",
         "hidden = np.abs(hidden @",
         "test_agent.py::test_numpy_actor_equals_forward",
