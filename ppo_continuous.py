@@ -44,7 +44,7 @@ class Args:
     num_minibatches: int = 8  # minibatches of an epoch
     update_epochs: int = 10  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
-    gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
+    gae_lambda: float = 0.95  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets by running statistics of the returns
     norm_obs: bool = True  # normalize observations by running statistics, from the second rollout on
