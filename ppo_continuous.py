@@ -107,7 +107,7 @@ class ActorCritic(nn.Module):
         # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.critic_backbone = self.backbone if args.shared_backbone else copy.deepcopy(self.backbone)
+        self.critic_backbone = None if args.shared_backbone else copy.deepcopy(self.backbone)
         self.actor = nn.Linear(width, *action_space.shape)
         self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = nn.Linear(width, 1)
@@ -119,8 +119,9 @@ class ActorCritic(nn.Module):
         """Means (B, K) and values (B,) in units of the return, of raw observations (B, obs_dim)."""
         if self.obs_stats:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
-        values = self.critic(self.critic_backbone(obs)).squeeze(-1) * self.return_stats.std + self.return_stats.mean
-        return self.actor(self.backbone(obs)), values
+        hidden = self.backbone(obs)
+        values = self.critic(self.critic_backbone(obs) if self.critic_backbone else hidden).squeeze(-1)
+        return self.actor(hidden), values * self.return_stats.std + self.return_stats.mean
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
@@ -204,7 +205,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # advantages = returns - values
+    metrics = {"losses/explained_variance": 1 - advantages.var() / (returns.var() + 1e-12)}  # advantages are residuals
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -232,10 +233,9 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             break
     logratio = torch.cat(logratios)
     names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
-    metrics = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
     metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # (r - 1) - log r
     metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
-    return metrics | {"losses/explained_variance": explained_variance}
+    return metrics | dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
 
 
 def evaluate(agent, args, folder):

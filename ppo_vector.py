@@ -59,7 +59,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = None  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
-    shared_backbone: bool = False  # hidden layers shared by policy and values, in place of two networks
+    shared_backbone: bool = True  # hidden layers shared by policy and values, in place of two networks
     log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 1
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end
@@ -121,7 +121,7 @@ class ActorCritic(nn.Module):
         # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
         self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
         self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.critic_backbone = self.backbone if args.shared_backbone else copy.deepcopy(self.backbone)
+        self.critic_backbone = None if args.shared_backbone else copy.deepcopy(self.backbone)
         self.discrete = isinstance(action_space, Discrete)
         self.actor = nn.Linear(width, action_space.n if self.discrete else action_space.shape[0])
         self.log_std = None if self.discrete else nn.Parameter(torch.full(action_space.shape, args.log_std_init))
@@ -134,8 +134,9 @@ class ActorCritic(nn.Module):
         """Logits (B, n) or means (B, K), and values (B,) in units of the return, of raw observations (B, obs_dim)."""
         if self.obs_stats:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
-        values = self.critic(self.critic_backbone(obs)).squeeze(-1) * self.return_stats.std + self.return_stats.mean
-        return self.actor(self.backbone(obs)), values
+        hidden = self.backbone(obs)
+        values = self.critic(self.critic_backbone(obs) if self.critic_backbone else hidden).squeeze(-1)
+        return self.actor(hidden), values * self.return_stats.std + self.return_stats.mean
 
     def numpy_actor(self):
         """The actor of `forward` in NumPy, which is faster for small batches. Change both, or act in torch:
@@ -233,7 +234,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)  # advantages = returns - values
+    metrics = {"losses/explained_variance": 1 - advantages.var() / (returns.var() + 1e-12)}  # advantages are residuals
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
@@ -264,10 +265,9 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             break
     logratio = torch.cat(logratios)
     names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
-    metrics = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
     metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # (r - 1) - log r
     metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
-    return metrics | {"losses/explained_variance": explained_variance}
+    return metrics | dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
 
 
 def evaluate(agent, args, folder):

@@ -26,7 +26,7 @@ TANH = (
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
     "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64 "
-    "--vf-coef 0.5 --shared-backbone"
+    "--vf-coef 0.5"
 )
 CHANGES = {  # variant: (flags, patch)
     "no value normalization": ("--no-norm-value", ()),
@@ -36,7 +36,7 @@ CHANGES = {  # variant: (flags, patch)
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
-    "shared backbone": ("--shared-backbone", ()),
+    "backbone switched": ("--no-shared-backbone", ()),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 
@@ -44,8 +44,8 @@ CHANGES = {  # variant: (flags, patch)
 def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
-        flags = "--no-norm-obs" if flags == "--norm-obs" else flags
-        flags += " --log-std-init 0" * (variant == "settings of the tutorial")
+        flags = {"--norm-obs": "--no-norm-obs", "--no-shared-backbone": "--shared-backbone"}.get(flags, flags)
+        flags += " --log-std-init 0 --shared-backbone" * (variant == "settings of the tutorial")
     return work._replace(seeds=range(1, 6), variant=variant, flags=flags.strip(), patch=patch)
 
 

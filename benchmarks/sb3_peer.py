@@ -3,8 +3,8 @@
     python benchmarks/sb3_peer.py SETTINGS ENV_ID SEED STEPS [TARGET [EVALUATION_EPISODES]]
 
 SETTINGS: `defaults`, SB3's; `zoo`, RL Zoo's tuned settings of the environment; `same`, the work of our
-single-environment scripts at 10 epochs of minibatches of 256; `vector`, the work of CleanRL's ppo.py; the last two on
-two 64-64 ReLU networks like ours. Stops at a 20-episode mean of TARGET and prints what our scripts print.
+single-environment scripts at 10 epochs of minibatches of 256; `vector`, the work of CleanRL's ppo.py; the last two on a
+shared 64-64 network like ours. Stops at a 20-episode mean of TARGET and prints what our scripts print.
 """
 
 import sys
@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -24,7 +25,17 @@ def linear(value):
     return lambda progress: progress * value
 
 
-RELU = {"policy_kwargs": {"activation_fn": nn.ReLU}}
+class SharedBackbone(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 64)
+        inputs = observation_space.shape[0]
+        self.layers = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+
+    def forward(self, obs):
+        return self.layers(obs)
+
+
+SHARED = {"policy_kwargs": {"features_extractor_class": SharedBackbone, "net_arch": []}}
 LANDER = (16, False, {"n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01})
 ZOO = {  # number of environments, VecNormalize, settings: hyperparams/ppo.yml of RL Zoo at 22e3ff2
     "CartPole-v1": (
@@ -53,8 +64,8 @@ ZOO = {  # number of environments, VecNormalize, settings: hyperparams/ppo.yml o
 }
 SETTINGS = {
     "defaults": (1, False, {}),
-    "same": (1, False, {"n_steps": 2048, "batch_size": 256, "n_epochs": 10} | RELU),
-    "vector": (4, False, {"n_steps": 128, "batch_size": 128, "n_epochs": 4} | RELU),
+    "same": (1, False, {"n_steps": 2048, "batch_size": 256, "n_epochs": 10} | SHARED),
+    "vector": (4, False, {"n_steps": 128, "batch_size": 128, "n_epochs": 4} | SHARED),
 }
 
 

@@ -83,14 +83,14 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         D,
-        "copy.deepcopy(self.backbone)",
-        "self.backbone",
+        "None if args.shared_backbone else",
+        "None if True else",
         "test_agent.py::test_values_train_the_layers_of_the_policy_only_where_they_are_shared",
     ),
     (
         D,
-        "self.critic(self.critic_backbone(obs))",
-        "self.critic(self.backbone(obs))",
+        "self.critic_backbone(obs) if self.critic_backbone else hidden",
+        "hidden",
         "test_agent.py::test_values_train_the_layers_of_the_policy_only_where_they_are_shared",
     ),
     (
