@@ -234,7 +234,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    metrics = {"losses/explained_variance": 1 - advantages.var() / (returns.var() + 1e-12)}  # advantages are residuals
+    metrics = {"losses/explained_variance": 1 - advantages.var() / (returns.var() + 1e-12)}  # advantages = returns - V
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))

@@ -20,7 +20,7 @@ CNN = (  # pairs of (text of the script, other text): the edits that the README 
         "nn.Sequential(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), "
         "nn.ReLU(), nn.Flatten(), nn.Linear(3136, width), nn.ReLU())",
     ),
-    ("        values = self.critic(", "        obs = obs.view(-1, 4, 84, 84) / 255\n        values = self.critic("),
+    ("        hidden = self", "        obs = obs.view(-1, 4, 84, 84) / 255\n        hidden = self"),
     (
         "        p = {name: value",
         "        return lambda obs: self(self.return_stats.mean.new_tensor(obs))[0].detach().cpu().numpy()\n"
@@ -46,6 +46,13 @@ gym.register("Frames-v0", entry_point=Frames, max_episode_steps=100)
 """
 
 
+def with_cnn(text):
+    for old, new in CNN:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 def speed(text, flags, device):
     """Steps per second at the end of a run of the script."""
     with tempfile.TemporaryDirectory() as folder:
@@ -62,11 +69,7 @@ def speed(text, flags, device):
 def main():
     text = SCRIPT.read_text()
     works = [(f"{n} wide", text, f"--hidden-size {n} --total-timesteps 163840") for n in (64, 256, 512, 1024)]
-    cnn = text
-    for old, new in CNN:
-        assert cnn.count(old) == 1, old
-        cnn = cnn.replace(old, new)
-    works.append(("CNN", cnn, "--env-id frames:Frames-v0 --hidden-size 512 --total-timesteps 16384"))
+    works.append(("CNN", with_cnn(text), "--env-id frames:Frames-v0 --hidden-size 512 --total-timesteps 16384"))
     print(f"{'network':10s}{'cpu':>10s}{'cuda':>10s}  steps/s")
     for name, script, flags in works:
         print(f"{name:10s}{speed(script, flags, 'cpu'):10d}{speed(script, flags, 'cuda'):10d}", flush=True)

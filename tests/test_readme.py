@@ -81,6 +81,18 @@ def test_results_are_those_of_the_csv_files():
     assert subprocess.run(report, capture_output=True).returncode == 0
 
 
+def test_the_edits_for_a_cnn_train(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import devices
+
+    Path("ppo_vector.py").write_text(devices.with_cnn(devices.SCRIPT.read_text()))
+    Path("frames.py").write_text(devices.FRAMES)
+    flags = "--env-id frames:Frames-v0 --num-envs 2 --num-steps 8 --num-minibatches 1 --total-timesteps 32"
+    run = [sys.executable, "ppo_vector.py", *flags.split(), "--eval-episodes", "0", "--hidden-size", "16"]
+    for flag in ("--shared-backbone", "--no-shared-backbone"):
+        assert "step 32" in subprocess.run([*run, flag], capture_output=True, text=True, check=True).stdout
+
+
 def test_linked_files_exist(readme):
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert (ROOT / target).exists(), target
