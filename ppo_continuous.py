@@ -44,9 +44,9 @@ class Args:
     num_minibatches: int = 8  # minibatches of an epoch
     update_epochs: int = 10  # passes over each rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
-    gae_lambda: float = 0.95  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
+    gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
-    norm_value: bool = True  # normalize value targets by running statistics of the returns
+    norm_value: bool = True  # normalize value targets by running statistics: large ones swamp the policy's gradient
     norm_obs: bool = True  # normalize observations by running statistics, from the second rollout on
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
@@ -54,7 +54,7 @@ class Args:
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
-    shared_backbone: bool = False  # hidden layers shared by policy and values, in place of two networks
+    shared_backbone: bool = True  # hidden layers shared by policy and values, in place of two networks
     log_std_init: float = -0.5  # log of the initial standard deviation of Box actions; -1 to 1
     target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
     eval_episodes: int = 20  # greedy episodes at the end

@@ -51,7 +51,7 @@ class Args:
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout in each process
-    norm_value: bool = True  # normalize value targets by running statistics of the returns
+    norm_value: bool = True  # normalize value targets by running statistics: large ones swamp the policy's gradient
     norm_obs: bool = False  # normalize observations by running statistics, from the second rollout on
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02

@@ -36,7 +36,7 @@ CHANGES = {  # variant: (flags, patch)
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
-    "backbone switched": ("--no-shared-backbone", ()),
+    "two networks": ("--no-shared-backbone", ()),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 
@@ -44,8 +44,8 @@ CHANGES = {  # variant: (flags, patch)
 def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
-        flags = {"--norm-obs": "--no-norm-obs", "--no-shared-backbone": "--shared-backbone"}.get(flags, flags)
-        flags += " --log-std-init 0 --shared-backbone" * (variant == "settings of the tutorial")
+        flags = "--no-norm-obs" if flags == "--norm-obs" else flags
+        flags += " --log-std-init 0" * (variant == "settings of the tutorial")
     return work._replace(seeds=range(1, 6), variant=variant, flags=flags.strip(), patch=patch)
 
 

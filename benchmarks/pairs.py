@@ -21,8 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CARTPOLE, LANDER = "--env-id CartPole-v1", "--env-id LunarLanderContinuous-v3"
 SOLVE = f"{CARTPOLE} --target-return 475 --eval-episodes 0 --seed SEED"
-NETWORK = "--hidden-size 64 --shared-backbone"
-SAME = f"{NETWORK} --num-steps 2048 --num-minibatches 8 --update-epochs 10 --target-kl None --eval-episodes 0"
+SAME = "--num-steps 2048 --num-minibatches 8 --update-epochs 10 --hidden-size 64 --target-kl None --eval-episodes 0"
 CLEANRL = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4 --eval-episodes 0"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2"
 DISTRIBUTED = "ppo_vector.py --env-id LunarLander-v3 --eval-episodes 0 --seed SEED --total-timesteps"

@@ -23,8 +23,6 @@ DELIBERATE = {
         "Args.learning_rate": "measured: Gaussian policies take smaller steps",
         "Args.num_steps": "measured: and longer rollouts",
         "Args.num_minibatches": "measured: of as many rows",
-        "Args.gae_lambda": "measured: BipedalWalker ends higher",
-        "Args.shared_backbone": "measured: BipedalWalker ends higher",
         "Args.vf_coef": "measured: LunarLanderContinuous ends higher",
         "Args.norm_obs": "observations of such environments differ in scale",
         "Args.ent_coef": "the entropy of a Gaussian has no upper end",
