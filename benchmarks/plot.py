@@ -58,7 +58,7 @@ def save(figure, axis, name):
 
 
 def main():
-    figure, axes = panels(WORKS, 5)
+    figure, axes = panels(WORKS, 4)
     for axis, work in zip(axes, WORKS, strict=False):
         draw(axis, (work.script, work.env_id, work.variant), "this project, median and range over seeds")
         if work.script != "ppo_vector.py":
