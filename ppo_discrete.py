@@ -1,24 +1,25 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.13,<2.14", "gymnasium[box2d]>=1.2.3,<1.5", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
+# dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
 # ///
 """PPO for one Gymnasium environment with Discrete, MultiDiscrete or MultiBinary actions.
 
     python ppo_discrete.py --env-id CartPole-v1
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347) and GAE (Schulman et al. 2016, arXiv 1506.02438). Departures:
-normalized value targets, truncation bootstrapped from the last observation, advantages normalized over the rollout.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures:
+value targets are normalized, and advantages once a rollout.
 """
 
-import copy
+import json
+import random
 import signal
 import sys
-import tempfile
 import time
-import zipfile
-from dataclasses import asdict, dataclass
+import traceback
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +27,6 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -34,309 +34,378 @@ from torch.utils.tensorboard import SummaryWriter
 class Args:
     """Numbers after a semicolon are the range worth trying."""
 
-    env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own environment
+    # The run
+    env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
+    env_kwargs: Annotated[dict, tyro.conf.arg(constructor=json.loads)] = field(default_factory=dict)  # JSON
     exp_name: str = Path(__file__).stem  # part of the run folder's name
-    seed: int = 1  # seed of weights, environment, actions and minibatches
-    total_timesteps: int = 100_000  # environment steps, rounded up to whole rollouts
+    seed: int = 1  # of weights, environment, actions and minibatches
+    total_timesteps: int = 100_000  # rounded up to whole rollouts
+    target_return: float = float("inf")  # stop when the last 20 episodes have this mean
+    resume: str | None = None  # checkpoint to continue; flags default to its own
+    evaluate: str | None = None  # checkpoint to play; flags default to its own
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
+    numpy_actor: bool = True  # act in NumPy, which is faster than forward
+
+    # The algorithm
     learning_rate: float = 1.5e-3  # of Adam; 1e-4 to 3e-3
-    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    anneal_lr: bool = True  # lower the learning rate linearly to 0
     num_steps: int = 1024  # steps of a rollout; 512 to 4096
     num_minibatches: int = 4  # minibatches of an epoch
-    update_epochs: int = 10  # passes over each rollout; 3 to 20
+    update_epochs: int = 10  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
-    norm_value: bool = True  # normalize value targets by running statistics: large ones swamp the policy's gradient
-    norm_obs: bool = False  # normalize observations by running statistics, from the second rollout on
+    norm_value: bool = True  # normalize value targets: large ones swamp the policy
+    norm_obs: bool = False  # normalize observations, from the second rollout on
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
-    max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
-    target_kl: float | None = 0.02  # end an update after an epoch whose mean KL exceeds this; 0.01 to 0.05
+    max_grad_norm: float = 0.5  # longer gradients are scaled to this
+    target_kl: float | None = 0.02  # an epoch above it ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
-    shared_backbone: bool = True  # hidden layers shared by policy and values, in place of two networks
-    target_return: float | None = None  # stop once the mean of the last 20 episode returns reaches this
+
+    # The output
     eval_episodes: int = 20  # greedy episodes at the end
-    capture_video: bool = False  # record some of the greedy episodes (pip install moviepy)
+    capture_video: bool = False  # film some of them (pip install moviepy)
     checkpoint_interval: int = 50  # rollouts between checkpoints
-    resume: str | None = None  # checkpoint to continue from, in its folder; flags default to the checkpoint's
-    evaluate: str | None = None  # checkpoint to evaluate without training; flags default to the checkpoint's
     log_dir: str = "runs"  # parent of the run folders
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for networks this small
 
     def __post_init__(self):
-        vars(self).update({k: v.item() for k, v in vars(self).items() if hasattr(v, "item")})  # no NumPy in checkpoints
         counts = ("total_timesteps", "num_steps", "num_minibatches", "update_epochs", "hidden_size")
         for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be greater than 0")
-        if not (0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1 and min(self.seed, self.eval_episodes) >= 0):
-            raise ValueError("--gamma and --gae-lambda must be from 0 to 1, --seed and --eval-episodes at least 0")
-        checkpoint = self.evaluate or self.resume  # torch.load does not compare checksums, testzip does
-        if checkpoint and (not zipfile.is_zipfile(checkpoint) or zipfile.ZipFile(checkpoint).testzip()):
-            raise ValueError(f"no such file, or a damaged one: {checkpoint}")
+            check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
+        for name in ("gamma", "gae_lambda"):
+            check(0 <= getattr(self, name) <= 1, f"--{name.replace('_', '-')} must be from 0 to 1")
+        for name in ("seed", "eval_episodes"):
+            check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must be at least 0")
+        check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
+        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
+        checkpoint = self.evaluate or self.resume
+        check(not checkpoint or Path(checkpoint).is_file(), f"there is no file {checkpoint}")
+
+
+def check(passed, message, error=ValueError):
+    """Raise the error unless passed. The command line prints its message alone."""
+    if not passed:
+        raise error(message)
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and standard deviation of all rows seen so far; 0 and std before the first."""
+    """Mean and standard deviation of all rows seen so far; 0 and 1 before the first."""
 
-    def __init__(self, shape, std=1.0):
+    def __init__(self, shape):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("std", torch.full(shape, std))
-        self.register_buffer("count", torch.zeros(()))
+        self.mean = nn.Buffer(torch.zeros(shape))
+        self.std = nn.Buffer(torch.ones(shape))
+        self.count = nn.Buffer(torch.tensor(0.0))
 
     def update(self, rows):
         """Merge in the moments of rows (n, *shape) (Chan, Golub & LeVeque 1979)."""
         rows = torch.as_tensor(rows, device=self.mean.device)
-        delta, weight = rows.mean(0) - self.mean, len(rows) / (self.count + len(rows))
-        variance = (1 - weight) * self.std**2 + weight * rows.var(0, correction=0) + weight * (1 - weight) * delta**2
+        delta = rows.mean(0) - self.mean
+        weight = len(rows) / (self.count + len(rows))
+        variance = (1 - weight) * (self.std**2 + weight * delta**2) + weight * rows.var(0, correction=0)
         self.std.copy_(variance.clamp(min=1e-8).sqrt())
         self.mean += weight * delta
         self.count += len(rows)
 
 
+def layer_init(layer, gain=2**0.5):
+    """Give a layer orthogonal weights (Saxe et al. 2014) and biases of 0."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ActorCritic(nn.Module):
-    """Policy and value function: two networks, or two heads on a shared backbone."""
+    """Policy and value function: two heads on a shared backbone."""
 
     def __init__(self, obs_space, action_space, args):
         super().__init__()
-        width = args.hidden_size
+        first = layer_init(nn.Linear(*obs_space.shape, args.hidden_size))
+        second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
+        self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)
         self.obs_stats = RunningMeanStd(obs_space.shape) if args.norm_obs else None
-        # Std 0 makes all values 0 until the first update: random ones would distort the statistics of small rewards
-        self.return_stats = RunningMeanStd((), std=0.0 if args.norm_value else 1.0)
-        self.backbone = nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.critic_backbone = None if args.shared_backbone else copy.deepcopy(self.backbone)
-        self.actor = nn.Linear(width, action_space.n)
-        self.critic = nn.Linear(width, 1)
-        for layer in (module for module in self.modules() if isinstance(module, nn.Linear)):
-            nn.init.orthogonal_(layer.weight, {self.actor: 0.01, self.critic: 1.0}.get(layer, 2**0.5))
-            nn.init.zeros_(layer.bias)
+        self.return_stats = RunningMeanStd(())
 
     def forward(self, obs):
-        """Logits (B, n) and values (B,) in units of the return, of raw observations (B, obs_dim)."""
+        """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
         if self.obs_stats:
             obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
         hidden = self.backbone(obs)
-        values = self.critic(self.critic_backbone(obs) if self.critic_backbone else hidden).squeeze(-1)
+        values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_stats.std + self.return_stats.mean
 
-    def numpy_actor(self):
-        """The actor of `forward` in NumPy, where an action takes 6 us instead of 30. Change both, or act in torch:
-        return lambda obs: self(self.return_stats.mean.new_tensor(obs)[None])[0][0].detach().cpu().numpy()"""
-        p = {name: value.cpu().numpy() for name, value in self.state_dict().items()}
+    def numpy_actor(self, obs, p):
+        """The logits (n,) of forward in NumPy, with the state_dict p: 6 us in place of 55."""
+        if self.obs_stats:
+            obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
+        hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
+        hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
+        return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-        def actor(obs):
-            if self.obs_stats:
-                obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
-            hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
-            hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
-            return hidden @ p["actor.weight"].T + p["actor.bias"]
+    # The distribution of the actions, by logits (..., n): change these three methods together
 
-        return actor
+    def sample(self, outputs, rng):
+        return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
 
-    def evaluate_actions(self, obs, actions):
-        """Log-probabilities (B,) of actions, mean entropy and values (B,)."""
-        logits, values = self(obs)
-        logp = logits.log_softmax(-1)
-        return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1).mean(), values
+    def greedy(self, outputs):
+        return outputs.argmax(-1)
+
+    def log_prob_and_entropy(self, outputs, actions):
+        policy = torch.distributions.Categorical(logits=outputs, validate_args=False)
+        return policy.log_prob(actions), policy.entropy()
 
 
-def make_env(env_id, video=None):
-    """Make an environment with flat observations and actions for ActorCritic, or exit with a one-line error."""
+def make_env(args, video_folder=None):
+    """Make an environment with observations (obs_dim,) and actions of one Discrete space."""
+    film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.wrappers.RecordVideo(gym.make(env_id, render_mode="rgb_array"), video) if video else gym.make(env_id)
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise SystemExit(f"error: {env_id}: {error}") from error
-    env = gym.wrappers.RecordEpisodeStatistics(env)
-    # Add your own wrappers here; those that end episodes go one line up. To normalize observations, use --norm-obs.
-    env = gym.wrappers.FlattenObservation(env)
+        env = gym.make(args.env_id, **args.env_kwargs | film)
+        env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
+        # Wrappers that end episodes go here
+        env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
+        # Other wrappers go here; to normalize observations use --norm-obs
+        env = gym.wrappers.FlattenObservation(env)
+    except (gym.error.Error, ImportError, NotImplementedError, TypeError) as error:
+        bug = isinstance(error, TypeError) and "keyword argument" not in str(error)
+        reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
+        check(bug, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
+        raise
     space = env.action_space
-    if not isinstance(env.observation_space, Box) or not isinstance(space, (Discrete, MultiDiscrete, MultiBinary)):
-        raise SystemExit(f"error: {env_id}: discrete actions, fixed-size observations only (Box: ppo_continuous.py)")
-    # Every combination of choices becomes one Discrete action, which is a row of table
+    check(isinstance(env.observation_space, Box), f"{args.env_id}: cannot flatten {env.observation_space}")
+    fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
+    check(fits, f"{args.env_id} has actions {space}: for Box use ppo_continuous.py")
+    # Each combination of choices becomes one action, which is a row of table
     sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
-    if sizes.prod(dtype=float) > 10_000:
-        raise SystemExit(f"error: {env_id} has more than 10,000 combinations of actions")
-    table = np.array([*np.ndindex(*sizes.ravel())], space.dtype).reshape(-1, *space.shape) + getattr(space, "start", 0)
-    return gym.wrappers.TransformAction(env, lambda action: table[action].copy(), Discrete(len(table)))
+    check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
+    table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
+    table += getattr(space, "start", 0)
+    return gym.wrappers.TransformAction(env, lambda a: table[a].copy(), Discrete(len(table)))
 
 
-def collect_rollout(env, agent, obs, args, rng):
-    """Play from obs. Returns the rollout, arguments for compute_gae, the next obs, (return, length) of each episode."""
-    actor, outputs, actions, episodes = agent.numpy_actor(), [], [], []
-    raw_obs, next_obs = np.empty((2, args.num_steps, *obs.shape), np.float32)
-    rewards, (terminated, truncated) = np.empty(args.num_steps), np.empty((2, args.num_steps), bool)
-    noise = rng.gumbel(size=(args.num_steps, env.action_space.n))  # Gumbel-max: argmax(logits + noise) is a sample
-    for t in range(args.num_steps):
-        raw_obs[t] = obs
-        outputs.append(actor(raw_obs[t]))
-        actions.append((outputs[t] + noise[t]).argmax())
-        obs, rewards[t], terminated[t], truncated[t], info = env.step(actions[t])
-        next_obs[t] = obs  # when an episode ends, this is its last observation, not the first of the next
-        if terminated[t] or truncated[t]:
-            episodes.append((info["episode"]["r"], info["episode"]["l"]))
+@torch.no_grad()
+def collect_rollout(env, agent, obs, args, rng=None):
+    """Play from obs, greedily without rng. Returns rollout, transitions, next obs and episodes."""
+    agent.eval()
+    p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
+    steps = []
+    episodes = []
+    for _ in range(args.num_steps):
+        obs = np.array(obs, np.float32)
+        if args.numpy_actor:
+            outputs = agent.numpy_actor(obs, p)  # an error here: edit it, or --no-numpy-actor
+        else:
+            outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
+        action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        next_obs = np.array(next_obs, np.float32)
+        steps.append((obs, outputs, action, float(reward), next_obs, terminated, truncated))
+        obs = next_obs
+        if terminated or truncated:
+            episodes.append(info.pop("ppo_episode"))
             obs, _ = env.reset()
-    if not all(np.isfinite(x).all() for x in (raw_obs, next_obs, rewards)):
-        raise SystemExit("error: the environment gave an observation or a reward that is NaN or Inf")
-    # Values and log-probabilities of the whole rollout in one pass: 1 us a step instead of 100
-    obs_batch = torch.as_tensor(raw_obs, device=args.device)
-    action_batch = torch.as_tensor(np.array(actions), device=args.device)
-    with torch.no_grad():
-        logprobs, _, _ = agent.evaluate_actions(obs_batch, action_batch)
-        expected, values = agent(obs_batch)
-        _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
-    same = np.allclose(outputs, expected.cpu(), atol=1e-3 * min(np.abs(outputs).max(), 10))  # 10: a mask may be -1e9
-    assert same, "ActorCritic.numpy_actor and forward differ: change both, or act in torch as numpy_actor describes"
-    transitions = (rewards, values.cpu().numpy(), next_values.cpu().numpy(), terminated, truncated)
-    return {"obs": obs_batch, "actions": action_batch, "logprobs": logprobs}, transitions, obs, episodes
+    columns = map(np.array, zip(*steps, strict=True))
+    all_obs, outputs, actions, rewards, next_obs, terminated, truncated = columns
+    finite = all(np.isfinite(x).all() for x in (all_obs, next_obs, rewards))
+    check(finite, f"{args.env_id} gave an observation or reward of NaN or Inf", FloatingPointError)
+    # Values and log-probabilities of all steps at once: 1 us a step instead of 100
+    all_obs = torch.as_tensor(all_obs, device=args.device)
+    actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
+    expected, values = agent(all_obs)
+    logprobs, _ = agent.log_prob_and_entropy(expected, actions)
+    _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
+    atol = 1e-3 * np.quantile(abs(outputs), 0.1)  # a low quantile: a mask may be -1e9
+    same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol, equal_nan=True)
+    check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
+    rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
+    transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+    transitions |= {"values": values.cpu().numpy(), "next_values": next_values.cpu().numpy()}
+    return rollout, transitions, obs, episodes
 
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
-    """Advantages and returns, each of the shape (T, ...) of the rewards (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * ~terminated * next_values - values  # only termination makes the next value 0
-    decay = gamma * gae_lambda * ~(terminated | truncated)
-    advantages, next_advantage = np.empty_like(deltas), 0.0
+    """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
+    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)
+    advantages = np.zeros((len(deltas) + 1, *deltas.shape[1:]))
     for t in reversed(range(len(deltas))):
-        advantages[t] = next_advantage = deltas[t] + decay[t] * next_advantage
-    return advantages, advantages + values
+        advantages[t] = deltas[t] + decay[t] * advantages[t + 1]
+    return advantages[:-1], advantages[:-1] + values
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
-    """Train on a rollout by the loss of Schulman et al. 2017, equations 7 and 9. Returns metrics over all epochs."""
-    metrics = {"losses/explained_variance": 1 - advantages.var() / (returns.var() + 1e-12)}  # advantages = returns - V
+    """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
+    agent.train()
+    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=args.device) for x in (advantages, returns))
-    losses, logratios = [], []
+    advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
+    returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
+    sizes = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
+    cause = f"NaN or Inf in the gradient: the largest observation and reward are {sizes}"
+    metrics = []
     for _ in range(args.update_epochs):
-        for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(min(args.num_minibatches, len(returns))):
-            logprobs, entropy, values = agent.evaluate_actions(rollout["obs"][rows], rollout["actions"][rows])
+        for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
+            outputs, values = agent(rollout["obs"][rows])
+            logprobs, entropies = agent.log_prob_and_entropy(outputs, rollout["actions"][rows])
             # Policy loss
             logratio = logprobs - rollout["logprobs"][rows]
             ratio = logratio.exp()
-            clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-            policy_loss = -torch.min(ratio * advantages[rows], clipped_ratio * advantages[rows]).mean()
+            clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+            policy_loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_stats.std).square().mean()
+            # Gradient step
+            entropy = entropies.mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
-
             optimizer.zero_grad()
             loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+            cure = "try --norm-obs or a lower --learning-rate"
+            check(grad_norm.isfinite(), f"{cause}: {cure}", FloatingPointError)
             optimizer.step()
-            losses.append(torch.stack([policy_loss, value_loss, entropy, grad_norm]).detach())
-            logratios.append(logratio.detach())
-        logratio = torch.cat(logratios)[-len(returns) :]  # of this epoch
-        if args.target_kl is not None and (logratio.expm1() - logratio).mean() > args.target_kl:
+            approx_kl = (ratio - 1 - logratio).mean()
+            clipfrac = (ratio != clipped).float().mean()
+            row = [policy_loss, value_loss, entropy, grad_norm, approx_kl, clipfrac]
+            metrics.append(torch.stack(row).tolist())
+        epoch_kl = np.mean(metrics[-args.num_minibatches :], axis=0)[4]
+        if args.target_kl is not None and epoch_kl > args.target_kl:
             break
-    logratio = torch.cat(logratios)
-    names = ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm")
-    metrics["losses/approx_kl"] = (logratio.expm1() - logratio).mean().item()  # (r - 1) - log r
-    metrics["losses/clipfrac"] = (logratio.expm1().abs() > args.clip_coef).float().mean().item()
-    return metrics | dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
+    policy_loss, value_loss, entropy, grad_norm, approx_kl, clipfrac = np.mean(metrics, axis=0)
+    return {
+        "losses/policy_loss": policy_loss,
+        "losses/value_loss": value_loss,
+        "losses/entropy": entropy,
+        "losses/grad_norm": grad_norm,
+        "losses/approx_kl": approx_kl,
+        "losses/clipfrac": clipfrac,
+        "losses/explained_variance": explained_variance,
+    }
 
 
-def evaluate(agent, args, folder):
-    """Play greedy episodes, statistics frozen. Prints and returns their mean return."""
-    env = make_env(args.env_id, folder / "videos" if args.capture_video else None)
-    returns = []
+def evaluate(agent, env, args):
+    """Play greedy episodes in env and close it. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
-    while len(returns) < max(args.eval_episodes, 1):  # the flag of a checkpoint may be 0
-        outputs, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device)[None])
-        obs, _, terminated, truncated, info = env.step(outputs[0].argmax().item())
-        if terminated or truncated:
-            returns.append(info["episode"]["r"])
-            obs, _ = env.reset()
+    episodes = []
+    while len(episodes) < max(args.eval_episodes, 1):  # the flag of a checkpoint may be 0
+        _, _, obs, more = collect_rollout(env, agent, obs, args)
+        episodes += more
     env.close()
-    print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    returns = [episode["r"] for episode in episodes[: max(args.eval_episodes, 1)]]
+    statistics = f"{np.mean(returns):.1f} +/- {np.std(returns):.1f}"
+    print(f"evaluation: mean return {statistics} over {len(returns)} episodes")
     return np.mean(returns)
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    state = {"args": asdict(args) | {"resume": None}, "step": global_step}
-    torch.save(state | {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}, f"{path}.tmp")
+    checkpoint = {
+        "args": asdict(args) | {"resume": None},
+        "step": global_step,
+        "agent": agent.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
 
 
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the environment, the agent and the optimizer
-    saved = torch.load(args.evaluate or args.resume, map_location="cpu") if args.evaluate or args.resume else None
-    start_step = global_step = saved["step"] if saved else 0
-    if start_step >= args.total_timesteps and not args.evaluate:
-        raise SystemExit(f"error: this run is finished: to go on, raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # so that a resumed run does not repeat its random numbers
-    np.random.seed(seed)  # for environments that use it
+    start_step = 0
+    if args.resume:
+        saved = torch.load(args.resume, map_location="cpu")
+        start_step = saved["step"]
+        check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
+        check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
+    seed = args.seed + start_step  # a resumed run must not repeat its random numbers
+    random.seed(seed)  # for environments that use the global generators
+    np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # more threads slow down networks this small
     rng = np.random.default_rng(seed)
-    if args.capture_video:  # fail now, not after the training
-        make_env(args.env_id, Path(tempfile.mkdtemp(), "videos")).close()
-    env = make_env(args.env_id)
+    env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # of the optimizer only the moments: the learning rates are those of the flags
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    if args.resume:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
-    if args.evaluate:
-        env.close()
-        evaluate(agent, args, Path(args.evaluate).parent)
-        return agent
-    schedule = LambdaLR(optimizer, lambda _epoch: 1 - global_step / args.total_timesteps if args.anneal_lr else 1)
+        optimizer.load_state_dict(saved["optimizer"])
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
+    if args.capture_video:
+        films = find_spec("moviepy") and "rgb_array" in env.metadata["render_modes"]
+        films = films and isinstance(env.render(), np.ndarray)
+        check(films, "--capture-video needs moviepy, and the render mode rgb_array with an image")
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
-    folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(folder, purge_step=start_step + 1 if args.resume else None)
-    flags = {k: "None" if value is None else value for k, value in asdict(args).items()}
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
+    new_path = Path(args.log_dir, name.replace("/", "_").replace(":", "_"), "checkpoint.pt")
+    path = Path(args.resume or new_path)
+    path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
+    flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)
 
-    last_returns, solved, start_time = [], False, time.perf_counter()
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env and rng would draw the same numbers
+    global_step = start_step
+    last_returns = []
+    solved = False
+    start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
+            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
+            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
+                group["lr"] = fraction * learning_rate
+
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
-            advantages, returns = compute_gae(*transitions, args.gamma, args.gae_lambda)
+            advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             if args.norm_value:
                 agent.return_stats.update(returns)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # after the update: the policy acted by the old ones
+                agent.obs_stats.update(rollout["obs"])  # only now: the policy acted by the old
             global_step += args.num_steps
-            metrics["charts/learning_rate"] = schedule.get_last_lr()[0]
-            schedule.step()  # its lambda reads global_step
 
             # Log to TensorBoard and the terminal
-            last_returns = [*last_returns, *(episode_return for episode_return, _ in episodes)][-20:]
+            last_returns = [*last_returns, *(episode["r"] for episode in episodes)][-20:]
             mean_return = np.mean(last_returns) if last_returns else np.nan
-            solved = args.target_return is not None and len(last_returns) == 20 and mean_return >= args.target_return
+            sps = (global_step - start_step) / (time.perf_counter() - start_time)
+            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            metrics["charts/SPS"] = sps
             if episodes:
-                metrics["charts/episodic_return"], metrics["charts/episodic_length"] = np.mean(episodes, axis=0)
+                metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
+                metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
                 metrics["charts/episodic_return_20"] = mean_return
-            metrics["charts/SPS"] = sps = (global_step - start_step) / (time.perf_counter() - start_time)
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
             writer.flush()  # now, so that the writer's thread does not slow down the next rollout
-            status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return {mean_return:.1f}"
-            status += f"  {sps:.0f} steps/s  {max(args.total_timesteps - global_step, 0) / sps:.0f} s left"
+            seconds_left = max(args.total_timesteps - global_step, 0) / sps
+            status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
+            status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+            largest = rollout["obs"].abs().max()
+            if largest > 1000 and not args.norm_obs and global_step == start_step + args.num_steps:
+                print(f"warning: observations reach {largest:.0f}: try --norm-obs", file=sys.stderr)
             if global_step // args.num_steps % args.checkpoint_interval == 0:
-                save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
+                save_checkpoint(path, args, global_step, agent, optimizer)
+            solved = len(last_returns) == 20 and mean_return >= args.target_return
 
-        env.close()  # before evaluate makes its own: some environments allow only one at a time
+        env.close()  # before another is made: some environments allow only one at a time
         print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
-            writer.add_scalar("eval/mean_return", evaluate(agent, args, folder), global_step)
+            env = make_env(args, path.parent / "videos" if args.capture_video else None)
+            writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
-        save_checkpoint(folder / "checkpoint.pt", args, global_step, agent, optimizer)
+        diverged = isinstance(sys.exc_info()[1], FloatingPointError)
+        if not diverged or not path.exists():  # a diverged agent must not replace a good one
+            save_checkpoint(path, args, global_step, agent, optimizer)
         writer.close()
-        print(f"checkpoint: {folder / 'checkpoint.pt'}")
+        print(f"checkpoint: {path}")
     return agent
 
 
@@ -344,6 +413,20 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    if checkpoint := args.evaluate or args.resume:  # flags default to the checkpoint's
-        args = tyro.cli(Args, default=Args(**torch.load(checkpoint, map_location="cpu")["args"]))
-    train(args)
+    checkpoint = args.evaluate or args.resume
+    try:
+        if checkpoint:  # flags default to the checkpoint's
+            saved = torch.load(checkpoint, map_location="cpu")
+            check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
+            args = tyro.cli(Args, default=Args(**saved["args"]))
+        if args.evaluate:
+            env = make_env(args, Path(checkpoint).parent / "videos" if args.capture_video else None)
+            agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
+            agent.load_state_dict(saved["agent"])
+            evaluate(agent, env, args)
+        else:
+            train(args)
+    except Exception as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name not in ("check", "load_state_dict"):
+            raise
+        sys.exit(f"error: {error}")

@@ -1,5 +1,8 @@
+import dataclasses
 import importlib
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +26,18 @@ once_per_script = pytest.mark.parametrize(
 )
 
 
+STATUS = r" *\d+%  step \d+  mean return (nan|-?\d+\.\d)  \d+ steps/s  \d+ s left *"
+SOLVED = r"solved: mean return -?\d+\.\d over the last 20 episodes at step \d+"
+EVALUATION = r"evaluation: mean return -?\d+\.\d \+/- \d+\.\d over 3 episodes"
+CHECKPOINT = r"checkpoint: (.+/checkpoint\.pt)"
+TAGS = {
+    *("charts/episodic_return", "charts/episodic_length", "charts/episodic_return_20"),
+    *("charts/learning_rate", "charts/SPS", "eval/mean_return"),
+    *("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"),
+    *("losses/approx_kl", "losses/clipfrac", "losses/explained_variance"),
+}
+
+
 def load_script(name):
     return importlib.import_module(name)
 
@@ -32,6 +47,11 @@ def read_scalars(folder):
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return {tag: points for tag, points in scalars.items() if tag != "charts/SPS"}
+
+
+def make_envs(script, args, num_envs=1):
+    """The environment of a script, a vector of them in ppo_vector.py."""
+    return script.make_envs(args, num_envs) if hasattr(script, "make_envs") else script.make_env(args)
 
 
 def assert_same(one, other):
@@ -50,9 +70,11 @@ class Player:
     """Collects rollouts on an environment by any script. `logs` are the transitions that the environments saw."""
 
     def __init__(self, script, agent, env_id, num_envs=3, **flags):
-        self.script, self.agent, self.flags = script, agent, flags
+        self.script, self.agent = script, agent
         self.vector = hasattr(script, "make_envs")
-        self.env = script.make_envs(env_id, num_envs, "sync") if self.vector else script.make_env(env_id)
+        mode = {"vectorization_mode": "sync"} if self.vector else {}
+        self.args = script.Args(env_id=env_id, **mode | flags)
+        self.env = make_envs(script, self.args, num_envs)
         self.done = [np.zeros(num_envs, bool)] if self.vector else []
         self.obs, _ = self.env.reset(seed=3)
 
@@ -61,13 +83,13 @@ class Player:
         return [env.unwrapped.log for env in (self.env.unwrapped.envs if self.vector else [self.env])]
 
     def play(self, num_steps, rng):
-        """One rollout, its transitions and its episodes."""
-        args = self.script.Args(num_steps=num_steps, **self.flags)
+        """One rollout, its transitions and its (return, length) of each episode."""
+        args = dataclasses.replace(self.args, num_steps=num_steps, num_minibatches=1)
         rollout, transitions, self.obs, *self.done, episodes = self.script.collect_rollout(
             self.env, self.agent, self.obs, *self.done, args, rng
         )
         rollout.setdefault("valid", np.ones(num_steps, bool))
-        return rollout, transitions, episodes
+        return rollout, transitions, [(episode["r"], episode["l"]) for episode in episodes]
 
 
 @pytest.fixture(scope="session", params=CASES, ids="-".join)
@@ -129,6 +151,15 @@ def tiny(script, probe, tmp_path):
 
 
 @pytest.fixture
+def flags(probe, script):
+    """A run of 10 iterations on a probe environment, a checkpoint after every second one."""
+    size = {"num-envs": 2, "num-steps": 16} if hasattr(script.Args, "num_envs") else {"num-steps": 32}
+    size |= {"env-id": probe("Trouble"), "total-timesteps": 320, "num-minibatches": 2, "checkpoint-interval": 2}
+    pairs = size | {"update-epochs": 2, "eval-episodes": 3, "hidden-size": 8}
+    return [word for name, value in pairs.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture
 def record(script, monkeypatch):
     """record("make_env") is the list, growing through the test, of what that function of the script returns."""
 
@@ -160,3 +191,24 @@ def launch(tmp_path):
 def run_folder(log_dir="runs"):
     (folder,) = Path(log_dir).iterdir()
     return folder
+
+
+def load(folder):
+    return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
+
+
+@pytest.fixture
+def main(script, monkeypatch, capsys):
+    """Run the command line in this process; returns the exit code and what it printed on stderr, as one line."""
+
+    def main(*flags):
+        monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, flags)])
+        try:
+            runpy.run_path(script.__file__, run_name="__main__")
+        except SystemExit as stop:
+            code = 1 if isinstance(stop.code, str) else stop.code
+            words = [*re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split()]
+            return code, " ".join([stop.code if isinstance(stop.code, str) else "", *words]).strip()
+        return 0, capsys.readouterr().err
+
+    return main

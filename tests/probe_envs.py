@@ -4,6 +4,7 @@ import copy
 import fcntl
 import itertools
 import os
+import random
 import signal
 import time
 from functools import partial
@@ -49,6 +50,7 @@ ACTION_SPACES = {
         "ActLowerBound": Box(0, np.inf, (2,)),
         "ActUpperBound": Box(-np.inf, 0.5, (2,)),
         "ActUnbounded": Box(-np.inf, np.inf, (2,)),
+        "ActMixed": Box(np.array([0, 100], np.float32), np.array([np.inf, 200], np.float32)),
         "ActScalar": Box(-2, 2, ()),
         "ActMatrix": Box(-3, 1, (2, 3)),
         "ActFloat64": Box(-0.3, 1.1, (2,), np.float64),
@@ -431,3 +433,145 @@ class Table(gym.Env):
 
 for scale in (1e-4, 1, 1e4):
     gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)
+
+
+class Sized(Recorder):
+    """A Recorder whose observations are so large."""
+
+    def __init__(self, size, **spaces):
+        super().__init__(**spaces)
+        self.observation_space.sample = lambda: size * self.np_random.normal(1, 0.1, 3).astype(np.float32)
+
+
+class Scales(gym.Env):
+    """Pays 1 for the sign of the first feature; the last one is near `scale`, with little change."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (6,)), Discrete(2)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def observe(self):
+        self.x = self.np_random.standard_normal(6)
+        return np.append(self.x[:5], self.scale * (1 + 0.01 * self.x[5])).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        reward = float((self.x[0] > 0) == action)
+        return self.observe(), reward, False, False, {}
+
+
+class PythonRandom(Recorder):
+    """A Recorder with rewards from Python's own generator."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, random.random(), *rest
+
+
+class OddInfo(Recorder):
+    """A Recorder with its own ideas of an info, by `kind`."""
+
+    def __init__(self, kind, **spaces):
+        super().__init__(**spaces)
+        self.kind, self.info = kind, {}
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0], self.make_info()
+
+    def step(self, action):
+        return *super().step(action)[:4], self.make_info()
+
+    def make_info(self):
+        n = len(self.log)
+        return {
+            "reused": self.info,
+            "episode": {"episode": {"r": 1e9, "l": -1}, "_episode": True, "final_info": n},
+            "ragged": {"path": np.arange(n % 3), "pair": [(1, 2), 3][n % 2]},
+            "mixed": {"text": "a" * n, "nothing": None, "number": [n, None, "n"][n % 3], 7: object()},
+            "nested": {"episode": {"statistics": {"r": np.arange(n % 2)}}},
+        }[self.kind]
+
+
+class Painter(Recorder):
+    """A Recorder of which render gives `picture`."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, picture, render_mode=None, **spaces):
+        super().__init__(**spaces)
+        self.picture, self.render_mode = picture, render_mode
+
+    def render(self):
+        return self.picture
+
+
+class Unpainted(Recorder):
+    """A Recorder that takes a render_mode and cannot render."""
+
+    def __init__(self, render_mode=None, **spaces):
+        super().__init__(**spaces)
+        self.render_mode = render_mode
+
+
+class Mission(gym.Space):
+    """A space that Gymnasium does not know."""
+
+    def sample(self, mask=None, probability=None):
+        return "go"
+
+    def contains(self, x):
+        return x == "go"
+
+    def __eq__(self, other):
+        return isinstance(other, Mission)
+
+
+class Sizable(Chain):
+    """A Chain with an argument."""
+
+    def __init__(self, length=2, **kwargs):
+        super().__init__(rewards=[1.0] * length, **kwargs)
+
+
+class Faulty(Recorder):
+    """A Recorder with a bug: an error of this type in `place`."""
+
+    def __init__(self, error, place, **spaces):
+        super().__init__(**spaces)
+        self.error, self.place = error, place
+        self.fail("init")
+
+    def fail(self, place):
+        if place == self.place:
+            raise self.error("a bug of mine")
+
+    def reset(self, **kwargs):
+        self.fail("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.fail("step")
+        return super().step(action)
+
+
+BUGS = (ValueError, TypeError, KeyError, gym.error.Error, gym.error.ResetNeeded, FloatingPointError, RuntimeError)
+for family in ("Discrete", "Box"):
+    spaces = {"action_space": ACTIONS[family], "observation_space": Box(-1, 1, (3,))}
+    for exponent in (-6, 0, 4, 8):
+        register(f"Size{exponent}{family}", Sized, size=10.0**exponent, **spaces)
+    register(f"PythonRandom{family}", PythonRandom, **spaces)
+    for kind in ("reused", "episode", "ragged", "mixed", "nested"):
+        register(f"Info{kind}{family}", OddInfo, kind=kind, **spaces)
+    register(f"NoPicture{family}", Unpainted, **spaces)
+    register(f"NonePicture{family}", Painter, picture=None, **spaces)
+    register(f"ObsMission{family}", Recorder, **spaces | {"observation_space": Dict(x=Box(-1, 1, (2,)), m=Mission())})
+    register(f"Argument{family}", Sizable, action_space=ACTIONS[family])
+    for error in BUGS:
+        for place in ("init", "reset", "step"):
+            register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)
+for exponent in (3, 4, 8):
+    gym.register(f"Scales{exponent}-v0", Scales, kwargs={"scale": 10.0**exponent}, max_episode_steps=100)

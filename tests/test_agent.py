@@ -5,7 +5,7 @@ import pytest
 import reference
 import scipy.stats
 import torch
-from conftest import OBS_SPACE, assert_same
+from conftest import CASES, OBS_SPACE, assert_same, make_envs, once_per_script
 
 OBS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
 
@@ -15,8 +15,8 @@ def test_numpy_actor_equals_forward(agent, norm_obs):
     agent.obs_stats = agent.obs_stats if norm_obs else None
     with torch.no_grad():
         outputs, _ = agent(torch.as_tensor(OBS))
-    actor = agent.numpy_actor()
-    np.testing.assert_allclose([actor(obs) for obs in OBS], outputs, rtol=1e-4, atol=1e-5)
+    p = {name: value.numpy() for name, value in agent.state_dict().items()}
+    np.testing.assert_allclose([agent.numpy_actor(obs, p) for obs in OBS], outputs, rtol=1e-4, atol=1e-5)
     assert outputs.std(0).min() > 0.1
 
 
@@ -36,38 +36,50 @@ def test_values_are_in_units_of_the_return(agent):
     torch.testing.assert_close(agent(torch.as_tensor(OBS))[1], (before - mean) / std * 3 + 7)
 
 
-def test_evaluate_actions_equals_torch_distributions(agent):
-    obs = torch.as_tensor(OBS)
-    distribution, values = reference.policy(agent, obs)
-    actions = distribution.sample()
-    expected = distribution.log_prob(actions), distribution.entropy().mean(), values
-    for ours, theirs in zip(agent.evaluate_actions(obs, actions), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("norm_value", [True, False])
-def test_fresh_agent_is_close_to_uniform_and_centered(script, action_space, norm_value):
-    """Its values are 0 until the statistics of the returns are known, then random."""
+def test_log_probabilities_and_entropies_are_those_of_the_formulas(agent, family):
+    rng = np.random.default_rng(2)
+    outputs = 3 * rng.normal(size=(200, 3 if family == "Box" else 30))
+    if family == "Box":
+        actions = rng.normal(size=outputs.shape)
+        std = np.exp(agent.log_std.detach().numpy().astype(float))
+        log_density = -(((actions - outputs) / std) ** 2) / 2 - np.log(std) - np.log(2 * np.pi) / 2
+        expected = log_density.sum(-1), np.full(200, (np.log(std) + np.log(2 * np.pi * np.e) / 2).sum())
+    else:
+        actions = rng.integers(30, size=200)
+        probabilities = softmax(outputs)
+        expected = np.log(probabilities)[range(200), actions], -(probabilities * np.log(probabilities)).sum(-1)
+    results = agent.log_prob_and_entropy(torch.tensor(outputs, dtype=torch.float32), torch.as_tensor(actions))
+    for ours, theirs in zip(results, expected, strict=True):
+        np.testing.assert_allclose(ours.detach(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+def test_a_mask_of_minus_infinity_leaves_the_gradient_finite(agent):
+    logits = torch.randn(20, 30, requires_grad=True)
+    masked = logits.masked_fill(torch.rand(20, 30) < 0.5, -torch.inf)
+    logprobs, entropies = agent.log_prob_and_entropy(masked, masked.argmax(-1))
+    (logprobs.mean() + entropies.mean()).backward()
+    assert logprobs.isfinite().all() and entropies.isfinite().all() and logits.grad.isfinite().all()
+
+
+def test_fresh_agent_is_close_to_uniform_and_has_values_of_0(script, action_space):
+    """Of 0, since random values would distort the statistics of small returns."""
     torch.manual_seed(0)
-    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False, norm_value=norm_value))
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
     outputs, values = agent(torch.as_tensor(OBS))
-    assert outputs.abs().max() < 0.1
-    assert (values == 0).all() == norm_value
-    agent.return_stats.std.fill_(1)
-    assert agent(torch.as_tensor(OBS))[1].std() > 0.05
+    assert 0 < outputs.abs().max() < 0.1
+    assert (values == 0).all()
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_values_train_the_layers_of_the_policy_only_where_they_are_shared(script, action_space, shared):
-    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(shared_backbone=shared))
-    agent.return_stats.std.fill_(1)
-    before = agent(torch.as_tensor(OBS))
-    before[1].sum().backward()
-    assert [layer.weight.grad is not None for layer in (agent.backbone[0], agent.backbone[2])] == [shared, shared]
-    twin = script.ActorCritic(OBS_SPACE, action_space, script.Args(shared_backbone=shared))
-    twin.load_state_dict(agent.state_dict())
-    for one, other in zip(before, twin(torch.as_tensor(OBS)), strict=True):
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize("gain", [0, 0.01, 3])
+def test_layer_init_gives_orthogonal_weights(script, gain):
+    layer = script.layer_init(torch.nn.Linear(7, 4), gain)
+    torch.testing.assert_close(layer.weight @ layer.weight.T, gain**2 * torch.eye(4))
+    assert (layer.bias == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
@@ -83,17 +95,19 @@ def test_statistics_equal_numpy_over_uneven_batches(script, shape):
     assert stats.count == len(rows)
 
 
-def test_evaluation_acts_by_forward(script, agent, tiny, tmp_path, monkeypatch):
-    """A checkpoint of another network is never played by what numpy_actor says."""
-    monkeypatch.setattr(agent, "numpy_actor", None)
-    script.evaluate(agent, tiny(norm_obs=True, eval_episodes=1), tmp_path)
+def test_evaluation_of_another_network_is_refused(script, agent, tiny, monkeypatch):
+    """What numpy_actor says is compared with forward here too."""
+    forward, args = agent.forward, tiny(norm_obs=True, eval_episodes=1)
+    monkeypatch.setattr(agent, "forward", lambda obs: (1.1 * forward(obs)[0], forward(obs)[1]))
+    with pytest.raises(ValueError, match="--no-numpy-actor"):
+        script.evaluate(agent, make_envs(script, args), args)
 
 
-def test_evaluation_is_greedy(script, agent, tiny, tmp_path, record):
+def test_evaluation_is_greedy(script, agent, tiny):
     """Of the actions that reach the environment each one is the most likely at its observation."""
-    environments = record("make_envs" if hasattr(script, "make_envs") else "make_env")
-    script.evaluate(agent, tiny(norm_obs=True, eval_episodes=20), tmp_path)
-    (env,) = environments
+    args = tiny(norm_obs=True, eval_episodes=20)
+    env = make_envs(script, args)
+    script.evaluate(agent, env, args)
     (log,) = [single.unwrapped.log for single in getattr(env.unwrapped, "envs", [env])]
     obs, actions = (np.array(column) for column in list(zip(*log, strict=True))[:2])
     with torch.no_grad():
@@ -102,9 +116,19 @@ def test_evaluation_is_greedy(script, agent, tiny, tmp_path, record):
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_leaves_the_agent_alone(script, agent, tiny, tmp_path):
+def test_evaluation_counts_its_first_episodes(script, agent, tiny, record):
+    """Those beyond the number asked for, in the same rollout, do not count."""
+    rollouts, args = record("collect_rollout"), tiny(norm_obs=True, eval_episodes=3, num_steps=64)
+    mean_return = script.evaluate(agent, make_envs(script, args), args)
+    returns = [episode["r"] for *_, episodes in rollouts for episode in episodes]
+    assert len(returns) > 3
+    assert mean_return == np.mean(returns[:3])
+
+
+def test_evaluation_leaves_the_agent_alone(script, agent, tiny):
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    script.evaluate(agent, tiny(norm_obs=True, eval_episodes=3), tmp_path)
+    args = tiny(norm_obs=True, eval_episodes=3)
+    script.evaluate(agent, make_envs(script, args), args)
     assert_same(agent.state_dict(), before)
 
 
@@ -129,3 +153,15 @@ def test_samples_follow_the_distribution(script, agent, player, family):
             rest = [counts[~common].sum()], [expected[~common].sum()]
             counts, expected = (np.append(x[common], y) for x, y in zip((counts, expected), rest, strict=True))
         assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 0.001
+
+
+@once_per_script
+def test_statistics_of_float32_rows_far_from_0(script):
+    """As in a first rollout of observations that differ little, compared with their size."""
+    rng, stats = np.random.default_rng(0), script.RunningMeanStd((3,))
+    batches = [rng.normal(10_000, 1, (1024, 3)).astype(np.float32) for _ in range(2)]
+    for i, batch in enumerate(batches):
+        stats.update(batch)
+        rows = np.concatenate(batches[: i + 1]).astype(np.float64)
+        np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(stats.std, rows.std(0), rtol=1e-2)

@@ -13,19 +13,26 @@ def transitions():
     terminated, truncated = rng.random((2, 60, 4)) < 0.2
     for flags in itertools.product((False, True), repeat=2):
         assert ((terminated == flags[0]) & (truncated == flags[1])).any()
-    return rewards, values, next_values, terminated, truncated
+    return {
+        "rewards": rewards,
+        "values": values,
+        "next_values": next_values,
+        "terminated": terminated,
+        "truncated": truncated,
+    }
 
 
 @pytest.mark.parametrize("gamma, gae_lambda", [*itertools.product((0.0, 0.9, 1.0), (0.0, 0.7, 1.0))])
 def test_equals_the_definition(script, transitions, gamma, gae_lambda):
-    advantages, returns = script.compute_gae(*transitions, gamma, gae_lambda)
+    advantages, returns = script.compute_gae(**transitions, gamma=gamma, gae_lambda=gae_lambda)
     assert advantages.shape == returns.shape == (60, 4)
     for column in range(4):
-        one = [array[:, column] for array in transitions]
-        expected = reference.gae(*one, gamma, gae_lambda)
+        one = {name: array[:, column] for name, array in transitions.items()}
+        expected = reference.gae(**one, gamma=gamma, gae_lambda=gae_lambda)
         np.testing.assert_allclose(advantages[:, column], expected, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(returns[:, column], expected + one[1], rtol=1e-12, atol=1e-12)
-        np.testing.assert_array_equal(script.compute_gae(*one, gamma, gae_lambda)[0], advantages[:, column])
+        np.testing.assert_allclose(returns[:, column], expected + one["values"], rtol=1e-12, atol=1e-12)
+        alone, _ = script.compute_gae(**one, gamma=gamma, gae_lambda=gae_lambda)
+        np.testing.assert_array_equal(alone, advantages[:, column])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,6 @@ def test_lambda_1_sums_discounted_rewards_and_bootstraps_all_but_termination(scr
 
 
 def test_arguments_stay_as_they_are(script, transitions):
-    copies = [array.copy() for array in transitions]
-    script.compute_gae(*transitions, 0.9, 0.9)
-    for array, copy in zip(transitions, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
+    copies = {name: array.copy() for name, array in transitions.items()}
+    script.compute_gae(**transitions, gamma=0.9, gae_lambda=0.9)
+    np.testing.assert_equal(transitions, copies)

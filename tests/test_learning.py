@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import CASES, Player
+from conftest import CASES, Player, make_envs
 from probe_envs import Table
 
 QUICK = {"total_timesteps": 8192, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
@@ -42,16 +42,8 @@ def test_values_become_the_known_ones(trained, name, observations, values, norm_
 @pytest.mark.parametrize("name, norm_obs", [("Match", False), ("FarMatch", True)])
 def test_policy_finds_the_best_action(script, trained, probe, name, norm_obs):
     player = Player(script, trained(name, norm_obs=norm_obs), probe(name))
-    actor, rewards = player.agent.numpy_actor(), []
-    for _ in range(40):
-        outputs = actor(np.asarray(player.obs, np.float32))
-        action = (
-            outputs if hasattr(player.agent, "log_std") and player.agent.log_std is not None else outputs.argmax(-1)
-        )
-        player.obs, reward, *_ = player.env.step(action)
-        rewards.append(reward)
-        if not player.vector:
-            player.obs, _ = player.env.reset()
+    _, transitions, _ = player.play(40, rng=None)  # greedily
+    rewards = transitions["rewards"]
     actions = [action for log in player.logs for _, action, _ in log]
     assert len(np.unique(np.round(actions, 4))) == 2
     assert min(reward for reward in np.ravel(rewards) if reward != 0) > 0.96  # 0 is that of a reset
@@ -64,7 +56,8 @@ def test_learns_a_real_environment(script, family, tmp_path):
     }[family]
     args = script.Args(env_id=env_id, log_dir=str(tmp_path), eval_episodes=0, **flags)
     agent = script.train(args)
-    assert script.evaluate(agent, dataclasses.replace(args, eval_episodes=20), tmp_path) >= threshold
+    args = dataclasses.replace(args, eval_episodes=20)
+    assert script.evaluate(agent, make_envs(script, args), args) >= threshold
 
 
 def optimal_values(gamma):

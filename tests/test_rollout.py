@@ -8,14 +8,12 @@ import reference
 import torch
 from conftest import OBS_SPACE
 
-NAMES = ("rewards", "values", "next_values", "terminated", "truncated")
-
 
 def column(rollout, transitions, i):
     """The transitions of environment i, without the steps that were resets, and the rows of the rollout."""
     valid = rollout["valid"] if rollout["valid"].ndim == 2 else rollout["valid"][:, None]
     rows = np.flatnonzero(valid.ravel()).searchsorted(np.flatnonzero(valid[:, i]) * valid.shape[1] + i)
-    one = {name: np.reshape(x, valid.shape)[valid[:, i], i] for name, x in zip(NAMES, transitions, strict=True)}
+    one = {name: np.reshape(x, valid.shape)[valid[:, i], i] for name, x in transitions.items()}
     return one | {name: rollout[name].numpy()[rows] for name in ("obs", "actions", "logprobs")}
 
 
@@ -74,7 +72,7 @@ def test_the_episode_goes_on_in_the_next_rollout(player):
 def test_nan_and_inf_end_the_program(player, monkeypatch, trouble, step):
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", f"{step} {trouble}")
-    with pytest.raises(SystemExit, match="NaN or Inf"):
+    with pytest.raises(FloatingPointError, match="NaN or Inf"):
         player("Trouble").play(20, np.random.default_rng(5))
 
 
@@ -96,37 +94,70 @@ def test_an_edit_to_forward_alone_is_refused(script, player, agent, action_space
         played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=False))
     played.play(100, np.random.default_rng(0))
     monkeypatch.setattr(script.ActorCritic, "forward", forward)
-    with pytest.raises(AssertionError, match="numpy_actor and forward"):
+    with pytest.raises(ValueError, match=MISMATCH):
         played.play(100, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("factor", [1, 1.05])
-def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, factor):
-    """Both put -1e9 in place of the first output, and the others differ by factor."""
+MISMATCH = "edit numpy_actor like forward or pass --no-numpy-actor"
 
-    def mask(outputs):
-        outputs[..., 0] = -1e9
+
+@pytest.mark.parametrize("mask", [-1e9, -np.inf])
+@pytest.mark.parametrize("factor", [1, 1.05])
+def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, factor, mask):
+    """Both put it in place of the first output, and the others differ by factor."""
+
+    def masked(outputs):
+        outputs[..., 0] = mask
         return outputs
 
-    actor, forward = agent.numpy_actor(), agent.forward
-    monkeypatch.setattr(agent, "numpy_actor", lambda: lambda obs: mask(factor * actor(obs)))
-    monkeypatch.setattr(agent, "forward", lambda obs: (mask(1 * forward(obs)[0]), forward(obs)[1]))
-    differ = pytest.raises(AssertionError, match="numpy_actor and forward")
+    actor, forward = agent.numpy_actor, agent.forward
+    monkeypatch.setattr(agent, "numpy_actor", lambda obs, p: masked(factor * actor(obs, p)))
+    monkeypatch.setattr(agent, "forward", lambda obs: (masked(1 * forward(obs)[0]), forward(obs)[1]))
+    differ = pytest.raises(ValueError, match=MISMATCH)
     with differ if factor > 1 else contextlib.nullcontext():
         player().play(100, np.random.default_rng(0))
 
 
-def test_a_layer_that_numpy_actor_lacks_is_refused(agent):
-    agent.backbone.insert(1, torch.nn.LayerNorm(16))
-    with pytest.raises(KeyError, match="backbone"):
-        agent.numpy_actor()(np.zeros(3, np.float32))
+@pytest.mark.parametrize("exponent", [-6, 0, 4, 8])
+def test_numpy_and_torch_agree_at_every_size_of_observations(script, player, action_space, exponent):
+    """Rounding errors grow with the observations, and are no difference."""
+    played = player(f"Size{exponent}")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
+        played.play(100, np.random.default_rng(0))
 
 
-def test_the_line_of_the_docstring_acts_in_torch(script, player, agent):
-    """The same rollout, by the one line that the docstring gives in place of numpy_actor."""
+def test_without_numpy_the_agent_acts_by_forward_alone(script, player, agent, monkeypatch):
+    """The same rollout as by NumPy, and nothing is compared."""
     expected, *_ = player().play(50, np.random.default_rng(0))
-    line = script.ActorCritic.numpy_actor.__doc__.splitlines()[1].strip().removeprefix("return ")
-    agent.numpy_actor = lambda: eval(line, {"self": agent, "torch": torch})
-    rollout, *_ = player().play(50, np.random.default_rng(0))
+    monkeypatch.setattr(agent, "numpy_actor", None)
+    rollout, *_ = player(numpy_actor=False).play(50, np.random.default_rng(0))
     torch.testing.assert_close(rollout["actions"], expected["actions"])
     torch.testing.assert_close(rollout["logprobs"], expected["logprobs"])
+
+
+class Noisy(torch.nn.Module):
+    """Noise on its input whenever it is called."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(16), torch.nn.LayerNorm(16), Noisy()])
+def test_any_layer_trains_without_numpy(script, tiny, monkeypatch, layer):
+    class Edited(script.ActorCritic):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.backbone.insert(1, layer)
+
+    monkeypatch.setattr(script, "ActorCritic", Edited)
+    flags = {"hidden_size": 16, "eval_episodes": 2, "numpy_actor": False}
+    agent = script.train(tiny(**flags))
+    assert all(value.isfinite().all() for value in agent.state_dict().values())
+
+
+def test_a_layer_that_numpy_actor_lacks_is_refused(player, agent):
+    agent.backbone.insert(2, torch.nn.Tanh())
+    with pytest.raises((KeyError, ValueError)):
+        player().play(50, np.random.default_rng(0))

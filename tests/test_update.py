@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import assert_same
+from conftest import assert_same, once_per_script
 
 
 @pytest.fixture
 def batch(script, agent, player):
     """A rollout with its advantages and returns, without rows of a reset."""
     rollout, transitions, _ = player().play(96, np.random.default_rng(5))
-    advantages, returns = (x[rollout["valid"]] for x in script.compute_gae(*transitions, 0.9, 0.9))
+    advantages, returns = (x[rollout["valid"]] for x in script.compute_gae(**transitions, gamma=0.9, gae_lambda=0.9))
     agent.return_stats.update(returns)
     return rollout, advantages, returns
 
@@ -34,14 +34,19 @@ def update(script, agent, batch):
 @pytest.fixture
 def evaluated(agent, monkeypatch):
     """The list of (obs, log-probabilities) of the minibatches that the agent evaluates."""
-    calls, evaluate_actions = [], agent.evaluate_actions
+    calls, forward, log_prob_and_entropy = [], agent.forward, agent.log_prob_and_entropy
 
-    def recording(obs, actions):
-        outputs = evaluate_actions(obs, actions)
-        calls.append((obs.numpy().copy(), outputs[0].detach().numpy().copy()))
-        return outputs
+    def recording_forward(obs):
+        calls.append([obs.numpy().copy()])
+        return forward(obs)
 
-    monkeypatch.setattr(agent, "evaluate_actions", recording)
+    def recording(outputs, actions):
+        results = log_prob_and_entropy(outputs, actions)
+        calls[-1].append(results[0].detach().numpy().copy())
+        return results
+
+    monkeypatch.setattr(agent, "forward", recording_forward)
+    monkeypatch.setattr(agent, "log_prob_and_entropy", recording)
     return calls
 
 
@@ -120,6 +125,23 @@ def test_target_kl_ends_the_update_after_the_first_epoch_above_it(batch, update,
 
 def test_a_gradient_that_is_nan_changes_nothing(agent, batch, update):
     before = copy.deepcopy(agent.state_dict())
-    with pytest.raises(RuntimeError, match="non-finite"):
+    with pytest.raises(FloatingPointError, match=r"observation and reward .* try --norm-obs or a lower"):
         update(advantages=np.full_like(batch[1], np.nan))
     assert_same(agent.state_dict(), before)
+
+
+@once_per_script
+def test_the_policy_that_acted_is_the_one_that_the_update_starts_from(script, tiny, monkeypatch):
+    """Statistics of observations move after the update: at its start all ratios are 1."""
+    ratios, ppo_update = [], script.ppo_update
+
+    def recording(agent, optimizer, rollout, *rest):
+        outputs, _ = agent(rollout["obs"])
+        logprobs, _ = agent.log_prob_and_entropy(outputs, rollout["actions"])
+        ratios.append((logprobs - rollout["logprobs"]).exp().detach().numpy())
+        return ppo_update(agent, optimizer, rollout, *rest)
+
+    monkeypatch.setattr(script, "ppo_update", recording)
+    script.train(tiny(norm_obs=True, learning_rate=0.01))
+    assert len(ratios) == 4
+    np.testing.assert_allclose(np.concatenate(ratios), 1, rtol=1e-5)

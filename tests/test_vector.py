@@ -1,5 +1,6 @@
 """ppo_vector.py alone: resets, native environments, torchrun, asynchronous environments. As a script: one of two."""
 
+import fcntl
 import itertools
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import probe_envs
 import pytest
+import reference
 import torch
 from conftest import OBS_SPACE, ROOT, TESTS, assert_same, read_scalars, run_folder
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
@@ -30,10 +32,17 @@ TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2
 TRACE = np.array([list("..Tr.Ur.Br.T"), list("TrTr.BrUr..U"), list(".....TrTrTr.")]).T
 
 
+def make(env_id, num_envs, mode=None):
+    return ppo_vector.make_envs(ppo_vector.Args(env_id=env_id, vectorization_mode=mode), num_envs)
+
+
 def play(envs, agent, num_steps, state=None, seed=0):
     obs, done = state or (envs.reset(seed=seed)[0], np.zeros(envs.num_envs, bool))
-    args = ppo_vector.Args(num_steps=num_steps)
-    return ppo_vector.collect_rollout(envs, agent, obs, done, args, np.random.default_rng(7))
+    args = ppo_vector.Args(num_steps=num_steps, num_minibatches=1)
+    rollout, transitions, obs, done, episodes = ppo_vector.collect_rollout(
+        envs, agent, obs, done, args, np.random.default_rng(7)
+    )
+    return rollout, transitions, obs, done, [(episode["r"], episode["l"]) for episode in episodes]
 
 
 @discrete
@@ -48,10 +57,11 @@ def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
             if mark in "TUB":
                 ends.append((10 * i * obs[i, 2] + sum(range(obs[i, 2] + 1)), obs[i, 2]))
         expected_obs.append(obs)
-    envs, state, parts, episodes = ppo_vector.make_envs("probe_envs:Scripted-v0", 3, "sync"), None, [], []
+    envs, state, parts, episodes = make("probe_envs:Scripted-v0", 3, "sync"), None, [], []
     for num_steps in lengths:
         rollout, transitions, *state, more = play(envs, agent, num_steps, state)
-        parts.append((rollout["obs"], rollout["valid"], *transitions))
+        names = ("rewards", "values", "next_values", "terminated", "truncated")
+        parts.append((rollout["obs"], rollout["valid"], *(transitions[name] for name in names)))
         episodes += more
     obs, valid, rewards, _, next_values, terminated, truncated = (np.concatenate(x) for x in zip(*parts, strict=True))
     next_obs = np.array(expected_obs[1:], np.float32)
@@ -69,8 +79,9 @@ def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
 
 @both_families
 def test_rows_of_a_native_vector_environment_are_its_transitions(agent, probe):
-    envs = ppo_vector.make_envs(probe("NativeRecorder"), 3)
-    rollout, (rewards, _, _, terminated, truncated), *_, episodes = play(envs, agent, 80)
+    envs = make(probe("NativeRecorder"), 3)
+    rollout, transitions, *_, episodes = play(envs, agent, 80)
+    rewards, terminated, truncated = (transitions[name] for name in ("rewards", "terminated", "truncated"))
     expected = []
     for i, env in enumerate(envs.unwrapped.envs):
         valid = rollout["valid"][:, i]
@@ -88,7 +99,7 @@ def test_rows_of_a_native_vector_environment_are_its_transitions(agent, probe):
 def test_sync_and_async_give_the_same_rollout(agent, probe):
     results = []
     for mode in ("sync", "async"):
-        envs = ppo_vector.make_envs(probe("Recorder"), 3, mode)
+        envs = make(probe("Recorder"), 3, mode)
         rollout, transitions, *rest = play(envs, agent, 60)
         results.append([{name: np.asarray(value) for name, value in rollout.items()}, transitions, *rest])
         envs.close()
@@ -97,7 +108,7 @@ def test_sync_and_async_give_the_same_rollout(agent, probe):
 
 @pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
 def test_every_mode_has_next_step_autoreset(mode):
-    envs = ppo_vector.make_envs("CartPole-v1", 2, mode)
+    envs = make("CartPole-v1", 2, mode)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert isinstance(envs.unwrapped, CartPoleVectorEnv) == (mode == "vector_entry_point")
     envs.close()
@@ -106,8 +117,8 @@ def test_every_mode_has_next_step_autoreset(mode):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["NativeSameStep", "NativeUntold"])
 def test_a_vector_environment_without_next_step_autoreset_is_refused(name):
-    with pytest.raises(SystemExit, match="NEXT_STEP"):
-        ppo_vector.make_envs(f"probe_envs:{name}-v0", 2)
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        make(f"probe_envs:{name}-v0", 2)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -115,7 +126,7 @@ def test_a_vector_environment_without_next_step_autoreset_is_refused(name):
 def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_single_ones(name):
     rollouts = []
     for mode in ("sync", "vector_entry_point"):
-        envs = ppo_vector.make_envs(f"probe_envs:Native{name}-v0", 1, mode)
+        envs = make(f"probe_envs:Native{name}-v0", 1, mode)
         torch.manual_seed(0)
         spaces = envs.single_observation_space, envs.single_action_space
         agent = ppo_vector.ActorCritic(*spaces, ppo_vector.Args(hidden_size=16))
@@ -129,7 +140,7 @@ def test_long_episodes_count_as_often_as_short_ones(tiny, record):
     rollouts = record("collect_rollout")
     flags = {"num_envs": 16, "num_steps": 64, "total_timesteps": 120_000, "hidden_size": 8, "update_epochs": 1}
     ppo_vector.train(tiny(env_id="probe_envs:MixtureDiscrete-v0", checkpoint_interval=1, **flags))
-    returns = [episode_return for *_, episodes in rollouts for episode_return, _ in episodes]
+    returns = [episode["r"] for *_, episodes in rollouts for episode in episodes]
     assert len(returns) > 400
     assert np.mean(returns) == pytest.approx(100, abs=35)
 
@@ -172,7 +183,8 @@ def work(folder):
 
     def collect(*args):
         rollout, *rest = collect_rollout(*args)
-        obs.append(rollout["obs"])
+        if len(args) == 6:  # not an evaluation, which has no generator
+            obs.append(rollout["obs"])
         return rollout, *rest
 
     def update(agent, optimizer, rollout, advantages, returns, *rest):
@@ -259,6 +271,92 @@ def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_pa
 
 def test_the_agent_of_discrete_actions_has_no_gaussian():
     assert "log_std" not in ppo_vector.ActorCritic(OBS_SPACE, Discrete(2), ppo_vector.Args()).state_dict()
+
+
+@discrete
+def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tiny, tmp_path):
+    """Of episodes of one step every second step is a reset."""
+    for flags in ({"num_steps": 1}, {"num_steps": 3, "num_envs": 1, "num_minibatches": 2}):
+        with pytest.raises(ValueError, match="above half of --num-steps"):
+            script.train(tiny(env_id=probe("OneStep"), **flags))
+    assert not [*tmp_path.iterdir()]
+    script.train(tiny(env_id=probe("OneStep"), num_steps=3, num_envs=2, num_minibatches=2))
+
+
+@both_families
+def test_advantages_are_those_of_each_environment_alone(script, player):
+    """Nothing of a step that is a reset reaches them."""
+    played = player()
+    rollout, transitions, _ = played.play(100, np.random.default_rng(5))
+    advantages, _ = script.compute_gae(**transitions, gamma=0.9, gae_lambda=0.8)
+    for i in range(3):
+        rows = rollout["valid"][:, i]
+        assert 10 < sum(~rows) < 50
+        alone = {name: array[rows, i] for name, array in transitions.items()}
+        expected = reference.gae(**alone, gamma=0.9, gae_lambda=0.8)
+        np.testing.assert_allclose(advantages[rows, i], expected, rtol=1e-5, atol=1e-5)
+
+
+# Values by the Bellman equation V = r + gamma P V, with gamma 0.9.
+STAGGERED = {
+    "StaggeredEnd": np.linalg.solve(np.eye(4) - 0.9 * np.eye(4, k=1), [1, 0, -2, 3]),
+    "StaggeredEndless": np.linalg.solve(np.eye(3) - 0.9 * np.roll(np.eye(3), 1, axis=1), [1, 0, 2]),
+}
+
+
+@discrete
+@pytest.mark.parametrize("name", STAGGERED)
+def test_values_become_the_known_ones_where_environments_end_at_different_times(script, tiny, name):
+    flags = {"total_timesteps": 8000, "num_envs": 8, "num_steps": 32, "num_minibatches": 4, "learning_rate": 5e-3}
+    agent = script.train(tiny(env_id=f"probe_envs:{name}-v0", gamma=0.9, gae_lambda=0.9, **flags))
+    with torch.no_grad():
+        _, values = agent(torch.eye(len(STAGGERED[name])))
+    np.testing.assert_allclose(values, STAGGERED[name], rtol=0.05, atol=0.05)
+
+
+def wait_until(condition, seconds):
+    """Whether the condition becomes true in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def nobody_alive():
+    """No process, child or grandchild, in which there is an Accident still runs."""
+    with Path("alive").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def assert_checkpoint_after_one_iteration():
+    saved = torch.load(run_folder() / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 96
+    assert Path("out").read_text().splitlines()[-1] == f"checkpoint: {run_folder() / 'checkpoint.pt'}"
+
+
+def test_an_error_in_an_asynchronous_environment_is_named(start):
+    assert start("raise", "async").wait(60) == 1
+    assert "RuntimeError: an accident in step 40" in Path("err").read_text()
+    assert Path("err").read_text().count("Traceback") >= 1
+    assert_checkpoint_after_one_iteration()
+    assert wait_until(nobody_alive, 5)
+
+
+@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, number, to_all):
+    process = start("hang", "async")
+    assert wait_until(Path("accident").exists, 60)
+    assert not nobody_alive()
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    assert process.wait(30) == 128 + number
+    assert wait_until(nobody_alive, 5)
+    assert_checkpoint_after_one_iteration()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""Checkpoints: what they hold, what is refused, and how a run goes on."""
+
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same, load, make_envs, once_per_script, read_scalars, run_folder
+
+
+@pytest.fixture
+def checkpoint(script, tiny):
+    """The checkpoint of a finished run."""
+    script.train(tiny(norm_obs=True))
+    return run_folder() / "checkpoint.pt"
+
+
+@once_per_script
+def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
+    """Another network, another environment of other shapes, another script: nothing is written."""
+    before = checkpoint.read_bytes(), sorted(Path("runs").rglob("*"))
+    for flags, words in {
+        ("--evaluate", checkpoint, "--hidden-size", 8): "size mismatch",
+        ("--evaluate", checkpoint, "--no-norm-obs"): "obs_stats",
+        ("--evaluate", checkpoint, "--env-id", probe("ObsFloat64")): "size mismatch",
+        ("--resume", checkpoint, "--total-timesteps", 128, "--hidden-size", 8): "size mismatch",
+        ("--resume", checkpoint, "--total-timesteps", 128, "--env-id", probe("Same")): "is no run of",
+        ("--resume", checkpoint): "raise --total-timesteps above 64",
+    }.items():
+        code, message = main(*flags)
+        assert code == 1
+        assert message.startswith("error: ") and words in message, message
+        assert "Traceback" not in message
+    assert (checkpoint.read_bytes(), sorted(Path("runs").rglob("*"))) == before
+
+
+def test_a_checkpoint_of_another_script_is_one_line(main, checkpoint, script):
+    other = {"ppo_discrete": {"num_envs": 4}, "ppo_continuous": {"num_envs": 4}, "ppo_vector": {"other": 1}}
+    saved = torch.load(checkpoint)
+    torch.save(saved | {"args": saved["args"] | other[script.__name__]}, checkpoint)
+    for flag in ("--resume", "--evaluate"):
+        assert main(flag, checkpoint) == (1, f"error: {checkpoint} is of another script")
+
+
+@once_per_script
+def test_an_evaluation_plays_at_least_one_episode_and_prefers_its_own_checkpoint(script, tiny, main, capsys):
+    for name in ("one", "other"):
+        script.train(tiny(log_dir=name, seed=len(name)))
+    one, other = (run_folder(name) / "checkpoint.pt" for name in ("one", "other"))
+    lines = []
+    for flags in (["--evaluate", other], ["--evaluate", other, "--resume", one], ["--evaluate", one]):
+        capsys.readouterr()
+        runpy_result = main(*flags)
+        assert runpy_result[0] == 0
+        lines.append(runpy_result[1])
+    assert lines == ["", "", ""]
+
+
+@once_per_script
+def test_an_agent_is_loaded_without_an_episode(script, tiny, checkpoint, record):
+    """By the functions of the script, as in the README."""
+    saved = torch.load(checkpoint)
+    env = make_envs(script, tiny(norm_obs=True))
+    spaces = getattr(env, "single_observation_space", env.observation_space), None
+    spaces = spaces[0], getattr(env, "single_action_space", env.action_space)
+    agent = script.ActorCritic(*spaces, script.Args(**saved["args"]))
+    agent.load_state_dict(saved["agent"])
+    assert_same(agent.state_dict(), saved["agent"])
+
+
+@once_per_script
+def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, tiny, monkeypatch):
+    rates, ppo_update, adam = [], script.ppo_update, torch.optim.Adam
+
+    def two_groups(parameters, lr, **kwargs):
+        first, *rest = parameters
+        return adam([{"params": [first], "lr": 10 * lr}, {"params": rest}], lr=lr, **kwargs)
+
+    def recording(agent, optimizer, *rest):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        return ppo_update(agent, optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim, "Adam", two_groups)
+    monkeypatch.setattr(script, "ppo_update", recording)
+    script.train(tiny(learning_rate=0.01))
+    script.train(tiny(learning_rate=0.01, total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
+    left = [1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
+    np.testing.assert_allclose(rates, [[0.1 * part, 0.01 * part] for part in left])
+
+
+@once_per_script
+def test_a_resumed_run_goes_on_with_the_saved_statistics(script, tiny, record):
+    agents = record("train")
+    script.train(tiny(norm_obs=True))
+    rollouts = record("collect_rollout")
+    script.train(tiny(norm_obs=True, total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
+    assert [step for step, _ in read_scalars(run_folder())["losses/entropy"]] == [*range(16, 129, 16)]
+    assert agents[1].obs_stats.count == agents[0].obs_stats.count + sum(len(r["obs"]) for r, *_ in rollouts)
+
+
+@once_per_script
+def test_a_finished_run_that_is_resumed_says_so_and_adds_no_point(script, tiny):
+    script.train(tiny(eval_episodes=3))
+    scalars = read_scalars(run_folder())
+    assert len(scalars["eval/mean_return"]) == 1
+    with pytest.raises(ValueError, match="raise --total-timesteps above 64"):
+        script.train(tiny(eval_episodes=3, resume=str(run_folder() / "checkpoint.pt")))
+    assert read_scalars(run_folder()) == scalars
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@once_per_script
+def test_a_broken_checkpoint_is_not_resumed_and_no_code_in_it_runs(script, tiny):
+    """Cut at every 4 KiB, or with code in the pickle."""
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    sound, broken = path.read_bytes(), []
+    for i in range(0, len(sound), 4096):
+        broken.append(sound[:i])
+    torch.save({"args": Malicious(), "step": 0}, path)
+    broken.append(path.read_bytes())
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises((RuntimeError, OSError, EOFError, pickle.UnpicklingError)):
+            script.train(tiny(resume=str(path)))
+        assert path.read_bytes() == content
+    assert not Path("executed").exists()
+    assert len(broken) > 4
+
+
+@once_per_script
+def test_a_resumed_run_keeps_its_optimizer_and_begins_another_episode(script, tiny, record):
+    rollouts = record("collect_rollout")
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    before = torch.load(path, weights_only=True)["optimizer"]["state"][0]["step"]
+    script.train(tiny(total_timesteps=128, resume=str(path)))
+    assert before > 0
+    assert torch.load(path, weights_only=True)["optimizer"]["state"][0]["step"] == 2 * before
+    assert (rollouts[0][0]["obs"][0] != rollouts[4][0]["obs"][0]).all()
+
+
+@once_per_script
+def test_killed_and_resumed_the_curve_goes_on(script, launch, flags, tmp_path):
+    """The environment kills the process in step 230. Two resumptions are equal."""
+    killed = launch(script.__file__, *flags, "--log-dir", "runs", PROBE_TROUBLE=f"230 signal {signal.SIGKILL:d}")
+    assert killed.returncode == -signal.SIGKILL
+    folder = run_folder(tmp_path / "runs")
+    saved = load(folder)["step"]
+    assert 0 < saved <= 256  # ppo_vector.py counts resets too
+    twin = shutil.copytree(folder, tmp_path / "twin")
+    time.sleep(1.01 - time.time() % 1)  # TensorBoard reads event files in the order of their seconds
+    for run in (folder, twin):
+        resumed = launch(script.__file__, "--resume", run / "checkpoint.pt", "--total-timesteps", 400)
+        assert resumed.returncode == 0, resumed.stderr
+    assert_same(load(folder)["agent"], load(twin)["agent"])
+    assert load(folder)["step"] >= 400
+    assert load(folder)["args"]["hidden_size"] == 8
+    steps = [step for step, _ in read_scalars(folder)["losses/entropy"]]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == load(folder)["step"]
+    assert steps.count(saved + 32) == 1
+    rates = dict(read_scalars(folder)["charts/learning_rate"])
+    assert rates[saved + 32] == pytest.approx(script.Args().learning_rate * (1 - saved / 400))
+    evaluated = launch(script.__file__, "--evaluate", folder / "checkpoint.pt")
+    assert evaluated.stdout.splitlines()[-1] == resumed.stdout.splitlines()[-2]
+
+
+def test_checkpoint_is_replaced_whole(script, agent, tiny, tmp_path, monkeypatch):
+    """A write that breaks off, as on a full disk, leaves the checkpoint from before."""
+    path, optimizer = tmp_path / "checkpoint.pt", torch.optim.Adam(agent.parameters())
+    script.save_checkpoint(path, tiny(), 1, agent, optimizer)
+
+    def half_written(state, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        script.save_checkpoint(path, tiny(), 2, agent, optimizer)
+    assert load(tmp_path)["step"] == 1
+
+
+@once_per_script
+def test_checkpoints_are_written_every_so_many_iterations_and_at_the_end(script, tiny, monkeypatch):
+    steps, save_checkpoint = [], script.save_checkpoint
+
+    def recording(path, args, global_step, *rest):
+        steps.append(global_step)
+        save_checkpoint(path, args, global_step, *rest)
+
+    monkeypatch.setattr(script, "save_checkpoint", recording)
+    script.train(tiny(checkpoint_interval=3, total_timesteps=112))
+    assert steps == [48, 96, 112]

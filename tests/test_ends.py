@@ -1,0 +1,91 @@
+"""Errors, signals and a full disk: what a run that ends early leaves behind."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHECKPOINT, load, once_per_script, run_folder
+
+
+@once_per_script
+@pytest.mark.parametrize(
+    "place, call", [("collect_rollout", 3), ("ppo_update", 2), ("close", 1), ("evaluate", 1), ("torch.save", 2)]
+)
+def test_a_signal_anywhere_leaves_a_checkpoint(script, probe, launch, tmp_path, place, call):
+    """SIGTERM as the given call of a function returns."""
+    if place == "close":  # as where an environment hangs there
+        place = "gym.vector.VectorEnv.close" if hasattr(script, "make_envs") else "gym.Wrapper.close"
+    patch = f"""
+def interrupted(*args, function={place}, calls=[]):
+    result = function(*args)
+    calls.append(args)
+    if len(calls) == {call}:
+        signal.raise_signal(signal.SIGTERM)
+    return result
+
+{place} = interrupted
+"""
+    source = Path(script.__file__).read_text()
+    edited = tmp_path / "edited.py"
+    edited.write_text(source.replace('\nif __name__ == "__main__":', patch + '\nif __name__ == "__main__":'))
+    size = ["--num-steps", 32, "--num-minibatches", 1, "--total-timesteps", 256, "--eval-episodes", 2]
+    size += ["--num-envs", 2] if hasattr(script, "make_envs") else []
+    result = launch(edited, "--env-id", probe("Recorder"), *size, "--checkpoint-interval", 1)
+    assert result.returncode == 143, result.stderr
+    folder = run_folder(tmp_path / "runs")
+    assert result.stdout.splitlines()[-1] == f"checkpoint: {folder.relative_to(tmp_path) / 'checkpoint.pt'}"
+    assert torch.load(folder / "checkpoint.pt")["step"] > 0
+    assert not (folder / "checkpoint.pt.tmp").exists()
+
+
+@once_per_script
+def test_a_full_disk_leaves_the_last_checkpoint(script, tiny, launch, tmp_path):
+    """No file may grow beyond 1000 bytes."""
+    script.train(tiny())
+    path = tmp_path / run_folder() / "checkpoint.pt"
+    before = path.read_bytes()
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.argv.pop(0)"
+    run = limited + "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = launch("-c", run, script.__file__, "--resume", path, "--total-timesteps", 1000)
+    assert result.returncode not in (0, None)
+    assert path.read_bytes() == before
+
+
+@once_per_script
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint(script, launch, flags, tmp_path, number, code):
+    result = launch(
+        "-c",
+        f"""
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = {[script.__file__, *flags]!r}
+runpy.run_path({script.__file__!r}, run_name="__main__")
+""",
+        PROBE_TROUBLE=f"170 signal {number:d}",
+    )
+    assert result.returncode == code
+    assert result.stderr == ""
+    assert re.fullmatch(CHECKPOINT, result.stdout.splitlines()[-1])
+    assert 96 < load(run_folder(tmp_path / "runs"))["step"] <= 224  # ppo_vector.py counts resets too
+
+
+@once_per_script
+def test_an_error_in_the_environment_shows_its_traceback_and_leaves_a_checkpoint(script, launch, probe, tmp_path):
+    for error, line in {"import": "ImportError: mine", "float": "FloatingPointError: mine"}.items():
+        run = "--num-steps", 16, "--num-minibatches", 2, "--log-dir", error
+        result = launch(script.__file__, "--env-id", probe("Failing"), *run, PROBE_ERROR=error)
+        assert result.returncode == 1
+        assert result.stderr.startswith("Traceback")
+        assert line in result.stderr
+        assert load(run_folder(tmp_path / error))["step"] > 0
+
+
+@once_per_script
+def test_nan_is_one_line_and_leaves_a_sound_checkpoint(script, launch, flags, tmp_path):
+    result = launch(script.__file__, *flags, PROBE_TROUBLE="170 reward nan")
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: .*NaN.*\n", result.stderr)
+    assert all(torch.isfinite(value).all() for value in load(run_folder(tmp_path / "runs"))["agent"].values())

@@ -1,0 +1,266 @@
+"""Environments and edits as in public reports of people who train by PPO: what is accepted, and what is said."""
+
+import re
+import shutil
+import traceback
+from pathlib import Path
+
+import numpy as np
+import probe_envs
+import pytest
+import torch
+from conftest import CASES, SCRIPTS, once_per_script, run_folder
+
+import ppo_vector
+
+discrete_cases = pytest.mark.parametrize(
+    "case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True
+)
+native = pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["reused", "episode", "ragged", "mixed", "nested"])
+def test_nothing_in_an_info_stops_or_bends_a_run(script, probe, tiny, record, kind):
+    """The episodes are those of the same environment with an empty info."""
+    rollouts, runs = record("collect_rollout"), []
+    for name in (f"Info{kind}", "Recorder"):
+        rollouts.clear()
+        script.train(tiny(env_id=probe(name), eval_episodes=3, log_dir=name))
+        runs.append([(episode["r"], episode["l"]) for *_, episodes in rollouts for episode in episodes])
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 5
+
+
+@native
+def test_nothing_in_an_info_of_a_native_vector_environment_stops_a_run(tiny, monkeypatch):
+    info = {"episode": {"r": np.array([1e9, 1e9])}, "text": "a"}
+    step = probe_envs.NativeRecorder.step
+    monkeypatch.setattr(probe_envs.NativeRecorder, "step", lambda *args: (*step(*args)[:4], info))
+    ppo_vector.train(tiny(env_id="probe_envs:NativeRecorderDiscrete-v0", eval_episodes=3))
+    assert {*info} == {"episode", "text"}
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_info_of_each_environment_is_dropped_before_it_is_gathered(mode):
+    args = ppo_vector.Args(env_id="probe_envs:InfomixedDiscrete-v0", vectorization_mode=mode)
+    envs = ppo_vector.make_envs(args, 2)
+    assert envs.reset(seed=1)[1] == {}
+    assert not {*envs.step(np.zeros(2, int))[-1]} - {"ppo_episode", "_ppo_episode"}
+    envs.close()
+
+
+@discrete_cases
+@pytest.mark.parametrize("exponent", [4, 8])
+def test_observations_that_are_too_large_are_named(script, main, exponent):
+    """A line after the first rollout; if the loss is not finite, one line that says what to do."""
+    run = "--env-id", f"probe_envs:Scales{exponent}-v0", "--eval-episodes", 0
+    code, message = main(*run, "--total-timesteps", 10_000, "--learning-rate", 0.01)
+    assert message.count("warning: observations reach") == 1
+    assert "--norm-obs" in message
+    assert "numpy_actor" not in message
+    assert code == 0 or re.search(r"error: NaN or Inf .* observation and reward .* --norm-obs", message)
+    assert all(value.isfinite().all() for value in torch.load(run_folder() / "checkpoint.pt")["agent"].values())
+
+
+@discrete_cases
+def test_normalized_observations_are_learned_and_not_warned_of(script, tiny, capfd):
+    size = {"num_envs": 8, "num_steps": 64} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
+    flags = {"total_timesteps": 24_576, "learning_rate": 2e-3, "hidden_size": 32, "norm_obs": True, "eval_episodes": 20}
+    script.train(tiny(env_id="probe_envs:Scales4-v0", **size | flags))
+    out, err = capfd.readouterr()
+    assert float(re.search(r"evaluation: mean return (\S+)", out)[1]) > 90  # of 100, where chance is 50
+    assert "warning" not in err
+
+
+def test_a_diverged_agent_does_not_replace_a_good_checkpoint(script, tiny, monkeypatch):
+    """The gradient is NaN in the fourth update, after a checkpoint in the second one."""
+    ppo_update, calls = script.ppo_update, []
+
+    def diverging(agent, optimizer, rollout, advantages, returns, *rest):
+        calls.append(advantages)
+        advantages = advantages * (np.nan if len(calls) == 4 else 1)
+        return ppo_update(agent, optimizer, rollout, advantages, returns, *rest)
+
+    monkeypatch.setattr(script, "ppo_update", diverging)
+    with pytest.raises(FloatingPointError, match="--learning-rate"):
+        script.train(tiny(checkpoint_interval=2))
+    assert torch.load(run_folder() / "checkpoint.pt")["step"] == 32
+
+
+def test_what_people_call_raises_exceptions(script, probe, tiny, monkeypatch):
+    """A sweep that catches Exception survives each of these."""
+    monkeypatch.setattr("probe_envs.Trouble.steps", 0)
+    monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
+    for error, flags in [
+        (FloatingPointError, {"env_id": probe("Trouble")}),
+        (ValueError, {"env_id": "Unknown-v0"}),
+        (ValueError, {"env_id": "probe_envs:ActTuple-v0"}),
+        (ValueError, {"num_minibatches": 1000}),
+        (ValueError, {"resume": "missing.pt"}),
+        (ValueError, {"env_kwargs": "{}"}),
+        (ValueError, {"capture_video": True, "env_id": probe("NonePicture")}),
+    ]:
+        with pytest.raises(error):
+            script.train(tiny(**flags))
+
+
+REFUSED = {
+    "--env-id Cartpole-v1": "CartPole",
+    "--env-id CartPole-v9": "v1",
+    "--env-id ALE/Pong-v5": "ale_py:ALE/Pong-v5",
+    "--env-id no_such_module:MyEnv-v0": "no_such_module",
+    "--env-id probe_envs:NeedsExtra-v0": "no_such_package",
+    "--env-id HalfCheetah-v2": "gymnasium-robotics",
+    "--env-id probe_envs:ObsSequence{family}-v0": "cannot flatten",
+    "--env-id probe_envs:ObsMission{family}-v0": "cannot be flattened",
+    "--env-id probe_envs:ActTuple-v0": "has actions Tuple",
+    "--env-id probe_envs:ActIntegerBox-v0": "has actions Box",
+    "--env-kwargs {{size:1}}": "Error parsing --env-kwargs",
+    "--env-kwargs [1]": "--env-kwargs must be a JSON object",
+    '--env-kwargs {{"size":1}}': "unexpected keyword argument 'size'",
+    "--evaluate missing.pt": "there is no file missing.pt",
+    "--resume missing.pt": "there is no file missing.pt",
+    "--batch-size 64": "--batch-size",
+    "--learning-rate 0": "--learning-rate must be greater than 0",
+    "--learning-rate nan": "--learning-rate must be greater than 0",
+    "--gamma 1.5": "--gamma must be from 0 to 1",
+    "--gae-lambda -0.1": "--gae-lambda must be from 0 to 1",
+    "--num-minibatches 0": "--num-minibatches must be greater than 0",
+    "--num-minibatches 5000": "--num-minibatches",
+    "--device no-such-device": "cpu",
+    "--seed -1": "--seed must be at least 0",
+    "--capture-video --env-id probe_envs:Plain{family}-v0": "'render_mode'",
+    "--capture-video --env-id probe_envs:NoPicture{family}-v0": "--capture-video needs",
+    "--capture-video --env-id probe_envs:NonePicture{family}-v0": "--capture-video needs",
+}
+
+
+@once_per_script
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_cannot_work_is_refused_in_words_that_help(main, family, tmp_path, line):
+    code, message = main(*line.format(family=family).split())
+    assert code in (1, 2)
+    assert REFUSED[line] in message
+    assert "Traceback" not in message
+    assert not [*tmp_path.iterdir()]
+
+
+@once_per_script
+def test_actions_of_another_kind_are_refused_by_name(script, main):
+    other = {"ppo_discrete": ("Pendulum-v1", "ppo_continuous"), "ppo_continuous": ("CartPole-v1", "ppo_discrete")}
+    if script.__name__ in other:
+        env_id, name = other[script.__name__]
+        code, message = main("--env-id", env_id)
+        assert code == 1
+        assert message.endswith(f"{name}.py")
+
+
+@discrete_cases
+def test_without_moviepy_filming_is_refused(script, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="moviepy"):
+        script.train(tiny(env_id="CartPole-v1", capture_video=True))
+    assert not [*tmp_path.iterdir()]
+
+
+@once_per_script
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("place", ["init", "reset", "step"])
+def test_an_error_of_the_environment_keeps_its_traceback(script, probe, main, place):
+    """An error of any type, and the line of the environment in which it was raised."""
+    for error in probe_envs.BUGS:
+        if place == "init" and issubclass(error, probe_envs.gym.error.Error):
+            continue  # as a dependency that is not installed
+        with pytest.raises(error, match="a bug of mine") as raised:
+            main("--env-id", probe(f"Bug{error.__name__}{place}"), "--num-minibatches", 1)
+        assert ", in fail\n" in "".join(traceback.format_exception(raised.value))
+
+
+def test_arguments_of_the_environment(script, probe, tiny, launch, tmp_path, record):
+    """They reach it, are kept in the checkpoint, and can be changed for an evaluation."""
+    rollouts = record("collect_rollout")
+    flags = {"env_id": probe("Argument"), "eval_episodes": 2}
+    script.train(tiny(**flags, env_kwargs={"length": 3}))
+    assert {episode["l"] for *_, episodes in rollouts for episode in episodes} == {3}
+    path = run_folder() / "checkpoint.pt"
+    assert torch.load(path)["args"]["env_kwargs"] == {"length": 3}
+
+
+@discrete_cases
+def test_arguments_of_the_environment_on_the_command_line(script, launch, tmp_path):
+    """A time limit that ends the episodes of an evaluation early, and the lake that is not slippery."""
+    size = ["--num-envs", 2, "--num-steps", 32] if hasattr(script.Args, "num_envs") else ["--num-steps", 64]
+    run = *size, "--total-timesteps", 128, "--num-minibatches", 2, "--eval-episodes", 2
+    lake = "--env-id", "FrozenLake-v1", "--env-kwargs", '{"is_slippery": false, "max_episode_steps": 7}'
+    result = launch(script.__file__, *lake, *run)
+    assert result.returncode == 0, result.stderr
+    path = run_folder(tmp_path / "runs") / "checkpoint.pt"
+    assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 7}
+    for flags in [(), ("--env-kwargs", '{"max_episode_steps": 3}'), ("--env-kwargs", "{}")]:
+        result = launch(script.__file__, "--evaluate", path, *flags)
+        assert result.returncode == 0, result.stderr
+
+
+def edited(script, tmp_path, *pairs):
+    """A copy of the script with other texts."""
+    source = Path(script.__file__).read_text()
+    for old, new in pairs:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    (tmp_path / "edited.py").write_text(source)
+    return "edited.py"
+
+
+LAPLACE = """
+    def sample(self, outputs, rng):
+        return rng.laplace(outputs, self.log_std.detach().exp().numpy())
+
+    def greedy(self, outputs):
+        return outputs
+
+    def log_prob_and_entropy(self, outputs, actions):
+        policy = torch.distributions.Laplace(outputs, self.log_std.exp())
+        return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1)
+
+
+"""
+
+
+@pytest.mark.parametrize("case", [("ppo_continuous", "Box")], ids="-".join, indirect=True)
+def test_another_distribution_is_three_methods(script, launch, tmp_path):
+    """A Laplace distribution in place of the Gaussian learns Pendulum."""
+    source = Path(script.__file__).read_text()
+    start, end = source.index("\n    def sample("), source.index("def make_env(")
+    path = edited(script, tmp_path, (source[start:end], LAPLACE))
+    flags = ["--env-id", "Pendulum-v1", "--total-timesteps", "40000", "--gamma", "0.95", "--eval-episodes", "20"]
+    result = launch(path, *flags)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"evaluation: mean return (\S+)", result.stdout)[1]) > -400
+
+
+@once_per_script
+def test_another_network_alone_says_what_to_do_and_trains_by_the_flag(script, launch, tmp_path):
+    old = "self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())"
+    for new in (
+        "self.backbone = nn.Sequential(first, nn.LayerNorm(args.hidden_size), nn.ReLU(), second, nn.ReLU())",
+        "self.backbone = nn.Sequential(first, nn.Tanh(), second, nn.Tanh())",
+        "self.backbone = nn.GRUCell(*obs_space.shape, args.hidden_size)",
+    ):
+        path = edited(script, tmp_path, (old, new))
+        size = ["--num-envs", 2, "--num-steps", 32] if hasattr(script.Args, "num_envs") else ["--num-steps", 64]
+        run = *size, "--total-timesteps", 128, "--num-minibatches", 2, "--eval-episodes", 1
+        result = launch(path, *run)
+        assert result.returncode == 1
+        assert "--no-numpy-actor" in result.stderr
+        shutil.rmtree("runs", ignore_errors=True)
+        result = launch(path, *run, "--no-numpy-actor")
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_names_of_the_readme_exist():
+    for name in SCRIPTS:
+        module = __import__(name)
+        for function in ("Args", "ActorCritic", "compute_gae", "ppo_update", "evaluate", "train"):
+            assert hasattr(module, function)
