@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
+# dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=1.26", "tyro>=1.0.16", "tensorboard>=2.18"]
 # ///
 """PPO for one Gymnasium environment with Box actions.
 

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=2", "tyro>=1.0.17", "tensorboard>=2.18"]
+# dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=1.26", "tyro>=1.0.16", "tensorboard>=2.18"]
 # ///
 """PPO for one Gymnasium environment with Discrete, MultiDiscrete or MultiBinary actions.
 
@@ -155,8 +155,9 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        policy = torch.distributions.Categorical(logits=outputs, validate_args=False)
-        return policy.log_prob(actions), policy.entropy()
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
+        logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
+        return logprobs, -(logp.exp() * logp).sum(-1)
 
 
 def make_env(args, video_folder=None):

@@ -8,20 +8,24 @@ from grid import WORKS, run
 ENV_IDS = ("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3")
 
 # What no flag switches is patched: pairs of (text of the script, other text)
-TERMINATED = ("~terminated * next_values", "~(terminated | truncated) * next_values")
+TERMINATED = ("gamma * (1 - terminated) * next", "gamma * (1 - terminated) * (1 - truncated) * next")
 LOGRATIO = '            logratio = logprobs - rollout["logprobs"][rows]\n'
 SCALED = "            scaled = (advantages[rows] - advantages[rows].mean()) / (advantages[rows].std() + 1e-8)\n"
 MINIBATCH_ADVANTAGES = (
     (LOGRATIO, LOGRATIO + SCALED),
-    ("ratio * advantages[rows], clipped_ratio * advantages[rows]", "ratio * scaled, clipped_ratio * scaled"),
+    ("ratio * advantages[rows], clipped * advantages[rows]", "ratio * scaled, clipped * scaled"),
 )
 TANH = (
-    ("nn.ReLU(), nn.Linear(width, width), nn.ReLU()", "nn.Tanh(), nn.Linear(width, width), nn.Tanh()"),
-    ('np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)', "np.tanh(FIRST)"),
-    ('np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)', "np.tanh(SECOND)"),
-    # FIRST and SECOND hold the place of a text that may occur only once
-    ("FIRST", 'obs @ p["backbone.0.weight"].T + p["backbone.0.bias"]'),
-    ("SECOND", 'hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"]'),
+    ("nn.Sequential(first, nn.ReLU(), second, nn.ReLU())", "nn.Sequential(first, nn.Tanh(), second, nn.Tanh())"),
+    ("hidden = np.maximum(obs @", "hidden = np.tanh(obs @"),
+    ('["backbone.0.bias"], 0)', '["backbone.0.bias"])'),
+    ("hidden = np.maximum(hidden @", "hidden = np.tanh(hidden @"),
+    ('["backbone.2.bias"], 0)', '["backbone.2.bias"])'),
+)
+TWO_NETWORKS = (
+    ("        self.actor =", "        self.critic_backbone = copy.deepcopy(self.backbone)\n        self.actor ="),
+    ("values = self.critic(hidden)", "values = self.critic(self.critic_backbone(obs))"),
+    ("import json\n", "import copy\nimport json\n"),
 )
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
@@ -30,13 +34,13 @@ TUTORIAL = (
 )
 CHANGES = {  # variant: (flags, patch)
     "no value normalization": ("--no-norm-value", ()),
-    "random first values": ("", (("std=0.0 if args.norm_value else 1.0", "std=1.0"),)),
+    "random first values": ("", (("1), gain=0)", "1), gain=1)"),)),
     "value weight 0.5": ("--vf-coef 0.5", ()),
     "truncation taken for termination": ("", (TERMINATED,)),
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
-    "two networks": ("--no-shared-backbone", ()),
+    "two networks": ("", TWO_NETWORKS),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
 

@@ -16,16 +16,11 @@ SCRIPT = Path(__file__).resolve().parent.parent / "ppo_vector.py"
 SIZES = "--num-envs 64 --num-steps 128 --update-epochs 4 --eval-episodes 0"
 CNN = (  # pairs of (text of the script, other text): the edits that the README names
     (
-        "nn.Sequential(nn.Linear(*obs_space.shape, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())",
+        "nn.Sequential(first, nn.ReLU(), second, nn.ReLU())",
         "nn.Sequential(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), "
-        "nn.ReLU(), nn.Flatten(), nn.Linear(3136, width), nn.ReLU())",
+        "nn.ReLU(), nn.Flatten(), nn.Linear(3136, args.hidden_size), nn.ReLU())",
     ),
     ("        hidden = self", "        obs = obs.view(-1, 4, 84, 84) / 255\n        hidden = self"),
-    (
-        "        p = {name: value",
-        "        return lambda obs: self(self.return_stats.mean.new_tensor(obs))[0].detach().cpu().numpy()\n"
-        "        p = {name: value",
-    ),
 )
 FRAMES = """
 import gymnasium as gym
@@ -58,7 +53,15 @@ def speed(text, flags, device):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo_vector.py").write_text(text)
         Path(folder, "frames.py").write_text(FRAMES)
-        words = [sys.executable, "ppo_vector.py", *flags.split(), *SIZES.split(), "--device", device]
+        words = [
+            sys.executable,
+            "ppo_vector.py",
+            *flags.split(),
+            *SIZES.split(),
+            "--device",
+            device,
+            *["--no-numpy-actor"] * ("Conv2d" in text),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         if run.returncode:

@@ -30,7 +30,7 @@ def clock(function, repeats):
 def main(env_id):
     torch.set_num_threads(1)
     args, rng = ppo.Args(env_id=env_id), np.random.default_rng(0)
-    env, steps = ppo.make_env(env_id), args.num_steps
+    env, steps = ppo.make_env(args), args.num_steps
     agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     obs, _ = env.reset(seed=0)
@@ -45,23 +45,27 @@ def main(env_id):
         if terminated or truncated:
             bare.reset()
 
-    actor, noise = agent.numpy_actor(), rng.gumbel(size=env.action_space.n)
+    weights = {name: value.numpy() for name, value in agent.state_dict().items()}
     row = rollout["obs"][0].numpy()
 
     def forward():
         with torch.no_grad():
-            agent.evaluate_actions(rollout["obs"], rollout["actions"])
+            outputs, _ = agent(rollout["obs"])
+            agent.log_prob_and_entropy(outputs, rollout["actions"])
             agent(rollout["obs"])
 
-    advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
+    def estimate():
+        return ppo.compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
+
+    advantages, returns = estimate()
     agent.return_stats.update(returns)
     path = Path(tempfile.mkdtemp(), "checkpoint.pt")
     parts = {
         "environment alone": clock(bare_step, 5000),
-        "action": clock(lambda: (actor(row) + noise).argmax(), 5000),
+        "action": clock(lambda: agent.sample(agent.numpy_actor(row, weights), rng), 5000),
         "values and log-probabilities": clock(forward, 20) / steps,
         "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], args, rng), 5) / steps,
-        "advantages": clock(lambda: ppo.compute_gae(*transitions, args.gamma, args.gae_lambda), 20) / steps,
+        "advantages": clock(estimate, 20) / steps,
         "update": clock(lambda: ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng), 3) / steps,
         "checkpoint": clock(lambda: ppo.save_checkpoint(path, args, 0, agent, optimizer), 20) / steps,
     }

@@ -27,7 +27,7 @@ def measure(num_envs, seconds=4.0):
     """Steps per second of rollouts, and of whole iterations."""
     num_steps = max(16, 2048 // num_envs)
     args = ppo.Args(num_envs=num_envs, num_steps=num_steps, num_minibatches=4, update_epochs=4, hidden_size=64)
-    envs, rng = ppo.make_envs(args.env_id, num_envs), np.random.default_rng(0)
+    envs, rng = ppo.make_envs(args, num_envs), np.random.default_rng(0)
     agent = ppo.ActorCritic(envs.single_observation_space, envs.single_action_space, args)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     (obs, _), done = envs.reset(seed=0), np.zeros(num_envs, bool)
@@ -36,7 +36,7 @@ def measure(num_envs, seconds=4.0):
         start = time.perf_counter()
         rollout, transitions, obs, done, _ = ppo.collect_rollout(envs, agent, obs, done, args, rng)
         middle = time.perf_counter()
-        advantages, returns = ppo.compute_gae(*transitions, args.gamma, args.gae_lambda)
+        advantages, returns = ppo.compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
         advantages, returns = advantages[rollout["valid"]], returns[rollout["valid"]]
         agent.return_stats.update(returns)
         ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
