@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,26 +91,6 @@ def check(passed, message, error=ValueError):
         raise error(message)
 
 
-class RunningMeanStd(nn.Module):
-    """Mean and standard deviation of all rows seen so far; 0 and 1 before the first."""
-
-    def __init__(self, shape):
-        super().__init__()
-        self.mean = nn.Buffer(torch.zeros(shape))
-        self.std = nn.Buffer(torch.ones(shape))
-        self.count = nn.Buffer(torch.tensor(0.0))
-
-    def update(self, rows):
-        """Merge in the moments of rows (n, *shape) (Chan, Golub & LeVeque 1979)."""
-        rows = torch.as_tensor(rows, device=self.mean.device)
-        delta = rows.mean(0) - self.mean
-        weight = len(rows) / (self.count + len(rows))
-        variance = (1 - weight) * (self.std**2 + weight * delta**2) + weight * rows.var(0, correction=0)
-        self.std.copy_(variance.clamp(min=1e-8).sqrt())
-        self.mean += weight * delta
-        self.count += len(rows)
-
-
 def layer_init(layer, gain=2**0.5):
     """Give a layer orthogonal weights (Saxe et al. 2014) and biases of 0."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -127,21 +108,24 @@ class ActorCritic(nn.Module):
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)
-        self.obs_stats = RunningMeanStd(obs_space.shape) if args.norm_obs else None
-        self.return_stats = RunningMeanStd(())
+        # Running statistics, which forward normalizes by
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
+        self.return_mean = nn.Buffer(torch.tensor(0.0))
+        self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
         """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        if self.obs_stats:
-            obs = ((obs - self.obs_stats.mean) / self.obs_stats.std).clamp(-10, 10)
+        obs = obs / self.obs_rms
+        obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
-        return self.actor(hidden), values * self.return_stats.std + self.return_stats.mean
+        return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The logits (n,) of forward in NumPy, with the state_dict p: 6 us in place of 55."""
-        if self.obs_stats:
-            obs = np.clip((obs - p["obs_stats.mean"]) / p["obs_stats.std"], -10, 10)
+        """The first output of forward in NumPy, with the state_dict p: 6 us in place of 55."""
+        obs = obs / p["obs_rms"]
+        if np.abs(obs).max() > 10:  # the next line takes 10 us
+            obs = np.clip(obs, -10, 10) + np.sign(obs) * np.log1p(np.maximum(np.abs(obs) - 10, 0))
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
@@ -158,6 +142,18 @@ class ActorCritic(nn.Module):
         logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
         logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
         return logprobs, -(logp.exp() * logp).sum(-1)
+
+    # The running statistics: weight is the share of this rollout among all so far
+
+    def update_obs_stats(self, obs, weight):
+        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
+        self.obs_rms.copy_(square.sqrt().clamp(min=1e-8))
+
+    def update_return_stats(self, returns, weight):
+        delta = returns.mean() - self.return_mean.item()
+        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * returns.var()
+        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
+        self.return_mean += weight * delta
 
 
 def make_env(args, video_folder=None):
@@ -240,14 +236,14 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
     agent.train()
-    explained_variance = 1 - advantages.var() / (returns.var() + 1e-12)
+    metrics = defaultdict(list)
+    metrics["losses/explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
     returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
     sizes = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
     cause = f"NaN or Inf in the gradient: the largest observation and reward are {sizes}"
-    metrics = []
     for _ in range(args.update_epochs):
         for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -258,7 +254,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
             # Value loss, in standard deviations of the return
-            value_loss = 0.5 * ((values - returns[rows]) / agent.return_stats.std).square().mean()
+            value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
             entropy = entropies.mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
@@ -268,23 +264,17 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             cure = "try --norm-obs or a lower --learning-rate"
             check(grad_norm.isfinite(), f"{cause}: {cure}", FloatingPointError)
             optimizer.step()
-            approx_kl = (ratio - 1 - logratio).mean()
-            clipfrac = (ratio != clipped).float().mean()
-            row = [policy_loss, value_loss, entropy, grad_norm, approx_kl, clipfrac]
-            metrics.append(torch.stack(row).tolist())
-        epoch_kl = np.mean(metrics[-args.num_minibatches :], axis=0)[4]
+            # Metrics
+            metrics["losses/policy_loss"].append(policy_loss.item())
+            metrics["losses/value_loss"].append(value_loss.item())
+            metrics["losses/entropy"].append(entropy.item())
+            metrics["losses/grad_norm"].append(grad_norm.item())
+            metrics["losses/approx_kl"].append((ratio - 1 - logratio).mean().item())
+            metrics["losses/clipfrac"].append((ratio != clipped).float().mean().item())
+        epoch_kl = np.mean(metrics["losses/approx_kl"][-args.num_minibatches :])
         if args.target_kl is not None and epoch_kl > args.target_kl:
             break
-    policy_loss, value_loss, entropy, grad_norm, approx_kl, clipfrac = np.mean(metrics, axis=0)
-    return {
-        "losses/policy_loss": policy_loss,
-        "losses/value_loss": value_loss,
-        "losses/entropy": entropy,
-        "losses/grad_norm": grad_norm,
-        "losses/approx_kl": approx_kl,
-        "losses/clipfrac": clipfrac,
-        "losses/explained_variance": explained_variance,
-    }
+    return {name: np.mean(values) for name, values in metrics.items()}
 
 
 def evaluate(agent, env, args):
@@ -363,11 +353,12 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
+            weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
             if args.norm_value:
-                agent.return_stats.update(returns)
+                agent.update_return_stats(returns, weight)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.obs_stats.update(rollout["obs"])  # only now: the policy acted by the old
+                agent.update_obs_stats(rollout["obs"], weight)  # only now: the policy acted by the old
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal

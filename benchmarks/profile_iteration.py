@@ -58,7 +58,7 @@ def main(env_id):
         return ppo.compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
 
     advantages, returns = estimate()
-    agent.return_stats.update(returns)
+    agent.update_return_stats(returns, 1)
     path = Path(tempfile.mkdtemp(), "checkpoint.pt")
     parts = {
         "environment alone": clock(bare_step, 5000),

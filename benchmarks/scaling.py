@@ -38,7 +38,7 @@ def measure(num_envs, seconds=4.0):
         middle = time.perf_counter()
         advantages, returns = ppo.compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
         advantages, returns = advantages[rollout["valid"]], returns[rollout["valid"]]
-        agent.return_stats.update(returns)
+        agent.update_return_stats(returns, 1)
         ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
         spent += middle - start, time.perf_counter() - middle
         steps += int(rollout["valid"].sum())

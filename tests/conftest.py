@@ -126,8 +126,8 @@ def agent(script, action_space):
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
-    agent.obs_stats.update(torch.randn(50, 3) * 0.4 + 0.1)
-    agent.return_stats.update(torch.arange(9.0))
+    agent.update_obs_stats(torch.randn(50, 3) * 0.4 + 0.1, 1)
+    agent.update_return_stats(np.arange(9.0), 1)
     return agent
 
 

@@ -35,7 +35,7 @@ def ppo_update(agent, rollout, advantages, returns, args, rng):
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32) for x in (advantages, returns))
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
-    scale, rows_of_metrics = agent.return_stats.std.item(), []
+    scale, rows_of_metrics = agent.return_std.item(), []
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             distribution, values = policy(agent, rollout["obs"][rows])

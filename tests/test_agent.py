@@ -10,29 +10,31 @@ from conftest import CASES, OBS_SPACE, assert_same, make_envs, once_per_script
 OBS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("norm_obs", [True, False])
-def test_numpy_actor_equals_forward(agent, norm_obs):
-    agent.obs_stats = agent.obs_stats if norm_obs else None
+@pytest.mark.parametrize("scale", [1, 1e3])
+def test_numpy_actor_equals_forward(agent, scale):
+    obs = np.float32(scale) * OBS
     with torch.no_grad():
-        outputs, _ = agent(torch.as_tensor(OBS))
+        outputs, _ = agent(torch.as_tensor(obs))
     p = {name: value.numpy() for name, value in agent.state_dict().items()}
-    np.testing.assert_allclose([agent.numpy_actor(obs, p) for obs in OBS], outputs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([agent.numpy_actor(row, p) for row in obs], outputs, rtol=1e-4, atol=1e-5)
     assert outputs.std(0).min() > 0.1
 
 
-def test_observations_are_normalized_and_cut_at_10(agent):
-    obs, stats = torch.as_tensor(1e3 * OBS), agent.obs_stats
-    outputs = agent(obs)
-    agent.obs_stats = None
-    for one, other in zip(outputs, agent(((obs - stats.mean) / stats.std).clamp(-10, 10)), strict=True):
-        torch.testing.assert_close(one, other)
+def test_observations_are_scaled_and_grow_as_a_logarithm_beyond_10(agent):
+    obs = 100 * OBS
+    scaled = obs / agent.obs_rms.numpy()
+    large = np.abs(scaled) > 10
+    assert large.any() and not large.all()
+    scaled[large] = np.sign(scaled[large]) * (10 + np.log(np.abs(scaled[large]) - 9))
+    outputs = agent(torch.as_tensor(obs))
+    torch.testing.assert_close(outputs[0], agent.actor(agent.backbone(torch.as_tensor(scaled))))
 
 
 def test_values_are_in_units_of_the_return(agent):
     before = agent(torch.as_tensor(OBS))[1]
-    mean, std = agent.return_stats.mean.clone(), agent.return_stats.std.clone()
-    agent.return_stats.mean.fill_(7.0)
-    agent.return_stats.std.fill_(3.0)
+    mean, std = agent.return_mean.clone(), agent.return_std.clone()
+    agent.return_mean.fill_(7.0)
+    agent.return_std.fill_(3.0)
     torch.testing.assert_close(agent(torch.as_tensor(OBS))[1], (before - mean) / std * 3 + 7)
 
 
@@ -82,17 +84,30 @@ def test_layer_init_gives_orthogonal_weights(script, gain):
     assert (layer.bias == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(), (3,)])
-def test_statistics_equal_numpy_over_uneven_batches(script, shape):
-    rng, stats = np.random.default_rng(0), script.RunningMeanStd(shape)
-    assert (stats.mean == 0).all() and (stats.std == 1).all()
-    batches = [rng.normal(i, 1 + i, (n, *shape)).astype(np.float32) for i, n in enumerate((1, 500, 2, 37, 64))]
-    for batch in batches:
-        stats.update(batch)
-    rows = np.concatenate(batches)
-    np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(stats.std, rows.std(0), rtol=1e-4)
-    assert stats.count == len(rows)
+@pytest.mark.parametrize("offset", [0, 10_000])
+def test_statistics_equal_numpy_over_all_rollouts(script, action_space, offset):
+    """Also where returns differ little, compared with their size."""
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    assert (agent.obs_rms == 1).all() and (agent.return_mean, agent.return_std) == (0, 1)
+    rng = np.random.default_rng(0)
+    obs = rng.normal(offset, [0.1, 1, 10], (5, 64, 3)).astype(np.float32)
+    returns = rng.normal(offset + np.arange(5)[:, None], 2, (5, 64))
+    for i in range(5):
+        agent.update_obs_stats(torch.as_tensor(obs[i]), 1 / (i + 1))
+        agent.update_return_stats(returns[i], 1 / (i + 1))
+    rows = obs.reshape(-1, 3).astype(float)
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt((rows**2).mean(0)), rtol=1e-5)
+    np.testing.assert_allclose(agent.return_mean, returns.mean(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(agent.return_std, returns.std(), rtol=1e-3)
+
+
+@once_per_script
+@pytest.mark.parametrize("scale", [1e-12, 1e20])
+def test_statistics_of_extreme_observations_are_finite(script, action_space, scale):
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    agent.update_obs_stats(torch.tensor([[0, scale, -scale], [0, scale, scale]]), 1)
+    outputs, values = agent(torch.tensor([[0, scale, -scale], [1, 1, 1]]))
+    assert outputs.isfinite().all() and values.isfinite().all()
 
 
 def test_evaluation_of_another_network_is_refused(script, agent, tiny, monkeypatch):
@@ -153,15 +168,3 @@ def test_samples_follow_the_distribution(script, agent, player, family):
             rest = [counts[~common].sum()], [expected[~common].sum()]
             counts, expected = (np.append(x[common], y) for x, y in zip((counts, expected), rest, strict=True))
         assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 0.001
-
-
-@once_per_script
-def test_statistics_of_float32_rows_far_from_0(script):
-    """As in a first rollout of observations that differ little, compared with their size."""
-    rng, stats = np.random.default_rng(0), script.RunningMeanStd((3,))
-    batches = [rng.normal(10_000, 1, (1024, 3)).astype(np.float32) for _ in range(2)]
-    for i, batch in enumerate(batches):
-        stats.update(batch)
-        rows = np.concatenate(batches[: i + 1]).astype(np.float64)
-        np.testing.assert_allclose(stats.mean, rows.mean(0), rtol=1e-6)
-        np.testing.assert_allclose(stats.std, rows.std(0), rtol=1e-2)

@@ -12,7 +12,7 @@ def batch(script, agent, player):
     """A rollout with its advantages and returns, without rows of a reset."""
     rollout, transitions, _ = player().play(96, np.random.default_rng(5))
     advantages, returns = (x[rollout["valid"]] for x in script.compute_gae(**transitions, gamma=0.9, gae_lambda=0.9))
-    agent.return_stats.update(returns)
+    agent.update_return_stats(returns, 1)
     return rollout, advantages, returns
 
 
