@@ -117,6 +117,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Means (B, K), and values (B,) in units of the return, of observations (B, obs_dim)."""
+        # Observations beyond 10 grow as a logarithm; for images write obs / 255 in place of both lines
         obs = obs / self.obs_rms
         obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
         hidden = self.backbone(obs)

@@ -134,6 +134,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
+        # Observations beyond 10 grow as a logarithm; for images write obs / 255 in place of both lines
         obs = obs / self.obs_rms
         obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
         hidden = self.backbone(obs)

@@ -20,7 +20,11 @@ CNN = (  # pairs of (text of the script, other text): the edits that the README 
         "nn.Sequential(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), "
         "nn.ReLU(), nn.Flatten(), nn.Linear(3136, args.hidden_size), nn.ReLU())",
     ),
-    ("        hidden = self", "        obs = obs.view(-1, 4, 84, 84) / 255\n        hidden = self"),
+    (
+        "        obs = obs / self.obs_rms\n"
+        "        obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()\n",
+        "        obs = obs.view(-1, 4, 84, 84) / 255\n",
+    ),
 )
 FRAMES = """
 import gymnasium as gym

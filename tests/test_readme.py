@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
-from conftest import ROOT, SCRIPTS, TAGS, load_script, run_folder
+from conftest import ROOT, SCRIPTS, TAGS, load_script, read_scalars, run_folder
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +96,83 @@ def test_linked_files_exist(readme):
         assert (ROOT / target).exists(), target
 
 
-def test_the_readme_example_in_python_runs(tmp_path, monkeypatch):
+@pytest.fixture(scope="session")
+def python_blocks(readme):
+    return re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_example_in_python_runs(python_blocks):
     import ppo_discrete
 
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks
     ppo_discrete.train(ppo_discrete.Args(total_timesteps=1024, eval_episodes=0))
     (run_folder() / "checkpoint.pt").rename("checkpoint.pt")
-    for block in blocks:
-        exec(block, {})
+    (example,) = [block for block in python_blocks if "import torch" in block]
+    exported, onnx = example.rsplit("\n", 2)[:2]
+    assert onnx.startswith("torch.onnx.export(")  # needs packages that the tests do not install
+    names = {}
+    exec(exported, names)
+    logits, values = names["program"].module()(torch.zeros(1, 4))
+    assert (logits.shape, values.shape) == ((1, 2), (1,))
+
+
+def test_the_readme_recipes_train(python_blocks, monkeypatch):
+    """The lines of the recipes at their places in a copy of ppo_discrete.py; wandb is a stand-in that is asked once."""
+    import ppo_discrete
+
+    ppo_discrete.train(ppo_discrete.Args(total_timesteps=1024, eval_episodes=0, log_dir="old", norm_obs=True))
+    run_folder("old").rename("old/run")
+    Path("old/run/checkpoint.pt").rename("old/checkpoint.pt")
+    (recipes,) = [block for block in python_blocks if "import torch" not in block]
+    success, curve, mask, logits, returned, weights, wandb = [
+        line + "\n" for line in recipes.splitlines() if line.startswith(" ")
+    ]
+    script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
+    for old, new in (
+        ('            episodes.append(info.pop("ppo_episode"))\n', success),
+        ('                metrics["charts/episodic_return"] =', curve + '                metrics["charts/episodic_return"] ='),
+        ("        obs = obs / self.obs_rms\n", mask + "        obs = obs / self.obs_rms\n"),
+        ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
+        ("    learning_rates = [", weights + "    learning_rates = ["),
+        ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
+    ):
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    Path("changed.py").write_text(script)
+    Path("wandb.py").write_text("def init(project, sync_tensorboard):\n    print('wandb:', project)\n")
+    Path("masked.py").write_text(MASKED)
+    flags = "--env-id masked:Masked-v0 --total-timesteps 2048 --eval-episodes 5 --norm-obs --no-numpy-actor"
+    run = [sys.executable, "changed.py", *flags.split()]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "wandb: ppo" in done.stdout
+    scalars = read_scalars(run_folder())
+    assert {value for _, value in scalars["charts/success_rate"]} == {1.0}  # no step took what the mask forbids
+
+
+MASKED = """
+import gymnasium as gym
+import numpy as np
+
+
+class Masked(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def observe(self):
+        self.steps += 1
+        self.mask = np.roll([1, 0], int(self.np_random.integers(2)))
+        return np.array([*self.mask, 1, 0], np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.fine = True
+        return self.observe(), {}
+
+    def step(self, action):
+        self.fine = self.fine and bool(self.mask[action])
+        return self.observe(), 1.0, False, self.steps > 20, {"is_success": self.fine}
+
+
+gym.register("Masked-v0", entry_point=Masked)
+"""
