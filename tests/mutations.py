@@ -42,7 +42,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         D,
-        "((values - returns[rows]) / agent.return_stats.std)",
+        "((values - returns[rows]) / agent.return_std)",
         "(values - returns[rows])",
         "test_update.py::test_equals_a_textbook_update",
     ),
@@ -70,19 +70,27 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "if args.norm_adv:", "if True:", "test_update.py::test_equals_a_textbook_update"),
     (D, "-(logp.exp() * logp).sum(-1)", "-logp.mean(-1)", "test_agent.py::test_log_probabilities_and_entropies"),
     (D, ".clamp(min=-1e9)", "", "test_agent.py::test_a_mask_of_minus_infinity"),
-    (D, ".clamp(-10, 10)", "", "test_agent.py::test_observations_are_normalized_and_cut_at_10"),
+    (D, "(obs.abs() - 10).clamp(min=0).log1p()", "0", "test_agent.py::test_observations_are_scaled_and_grow"),
+    (D, "np.sign(obs) * np.log1p", "np.log1p", "test_agent.py::test_numpy_actor_equals_forward"),
     (
         D,
-        "values * self.return_stats.std",
+        "square = self.obs_rms.double().square()",
+        "square = self.obs_rms.double()",
+        "test_agent.py::test_statistics_equal",
+    ),
+    (D, ".sqrt().clamp(min=1e-8)", ".sqrt()", "test_agent.py::test_statistics_of_extreme"),
+    (
+        D,
+        "values * self.return_std",
         "values",
         "test_agent.py::test_values_are_in_units_of_the_return",
     ),
     (D, "hidden = np.maximum(hidden @", "hidden = np.abs(hidden @", "test_agent.py::test_numpy_actor_equals_forward"),
     (
         D,
-        "(self.std**2 + weight * delta**2)",
-        "self.std**2",
-        "test_agent.py::test_statistics_equal_numpy_over_uneven_batches",
+        "(self.return_std**2 + weight * delta**2)",
+        "self.return_std**2",
+        "test_agent.py::test_statistics_equal_numpy_over_all_rollouts",
     ),
     (
         D,
@@ -115,7 +123,7 @@ FAULTS = [  # script, text, text with the fault, test
     (
         D,
         "            metrics = ppo_update",
-        '            agent.obs_stats.update(rollout["obs"])\n            metrics = ppo_update',
+        '            agent.update_obs_stats(rollout["obs"], weight)\n            metrics = ppo_update',
         "test_update.py::test_the_policy_that_acted_is_the_one_that_the_update_starts_from",
     ),
     (D, "np.random.seed(seed)", "pass", "test_runs.py::test_the_seed_reaches_the_global_generators"),
@@ -148,8 +156,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "len(last_returns) == 20 and ", "", "test_runs.py::test_solved_takes_20_episodes"),
     (
         D,
-        "agent.return_stats.update(returns)",
-        "agent.return_stats.update(advantages)",
+        "agent.update_return_stats(returns, weight)",
+        "agent.update_return_stats(advantages, weight)",
         "test_runs.py::test_statistics_cover_all_observations_and_returns",
     ),
     (
@@ -210,7 +218,12 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "default_rng([seed, rank])", "default_rng(seed)", "test_vector.py::test_no_two_environments_begin_alike"),
     (V, " if p.grad is not None]", "]", "test_vector.py::test_two_processes_train_as_one"),
     (V, "self.num_steps // 2 *", "self.num_steps *", "test_vector.py::test_rollouts_too_small_for_their_minibatches"),
-    (V, "= average(torch.stack(", "= (torch.stack(", "test_vector.py::test_two_processes_train_as_one"),
+    (
+        V,
+        "= average(torch.tensor([centered",
+        "= (torch.tensor([centered",
+        "test_vector.py::test_two_processes_train_as_one",
+    ),
     (V, "        tensor /= dist.get_world_size()\n", "", "test_vector.py::test_two_processes_train_as_one"),
     (
         V,

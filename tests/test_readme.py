@@ -129,7 +129,10 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
         ('            episodes.append(info.pop("ppo_episode"))\n', success),
-        ('                metrics["charts/episodic_return"] =', curve + '                metrics["charts/episodic_return"] ='),
+        (
+            '                metrics["charts/episodic_return"] =',
+            curve + '                metrics["charts/episodic_return"] =',
+        ),
         ("        obs = obs / self.obs_rms\n", mask + "        obs = obs / self.obs_rms\n"),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
         ("    learning_rates = [", weights + "    learning_rates = ["),
