@@ -51,7 +51,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "agent.parameters(), args.max_grad_norm", "agent.parameters(), 1e9", "test_update.py::test_equals_a_textbook"),
     (
         D,
-        "            check(grad_norm.isfinite()",
+        "            check((loss + grad_norm).isfinite()",
         "            check(True",
         "test_update.py::test_a_gradient_that_is_nan_changes_nothing",
     ),
@@ -178,8 +178,9 @@ FAULTS = [  # script, text, text with the fault, test
         "env.reset(seed=seed)",
         "test_runs.py::test_environment_and_actions_draw_different_numbers",
     ),
-    (D, "np.quantile(abs(outputs), 0.1)", "abs(outputs).max()", "test_rollout.py::test_a_mask_does_not_hide"),
-    (D, "np.quantile(abs(outputs), 0.1)", "1e-4", "test_rollout.py::test_numpy_and_torch_agree"),
+    (D, "np.median(abs(outputs.max(-1)))", "abs(outputs).max()", "test_rollout.py::test_a_mask_does_not_hide"),
+    (D, "np.median(abs(outputs.max(-1)))", "np.median(abs(outputs))", "test_rollout.py::test_a_mask_does_not_hide"),
+    (D, "(loss + grad_norm).isfinite()", "grad_norm.isfinite()", "test_update.py::test_a_loss_that_is_nan"),
     (C, "std * rng.standard_normal", "rng.standard_normal", "test_agent.py::test_samples_follow_the_distribution"),
     (
         C,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import assert_same, once_per_script
+from conftest import CASES, assert_same, once_per_script
 
 
 @pytest.fixture
@@ -128,6 +128,21 @@ def test_a_gradient_that_is_nan_changes_nothing(agent, batch, update):
     with pytest.raises(FloatingPointError, match=r"observation and reward .* try --norm-obs or a lower"):
         update(advantages=np.full_like(batch[1], np.nan))
     assert_same(agent.state_dict(), before)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+def test_a_loss_that_is_nan_stops_although_its_gradient_is_finite(agent, update, monkeypatch):
+    """As by a mask that allows no action: the gradient of masked_fill is 0 where the loss is NaN."""
+    forward = agent.forward
+
+    def masked(obs):
+        outputs, values = forward(obs)
+        none = torch.arange(len(obs))[:, None] == 0
+        return outputs.masked_fill(none, -torch.inf), values
+
+    monkeypatch.setattr(agent, "forward", masked)
+    with pytest.raises(FloatingPointError, match="NaN or Inf in the loss"):
+        update()
 
 
 @once_per_script
