@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        # Observations beyond 10 grow as a logarithm; for images write obs / 255 in place of both lines
+        # Observations beyond 10 grow as a logarithm. For images: obs.view(-1, 4, 84, 84) / 255 instead
         obs = obs / self.obs_rms
         obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
         hidden = self.backbone(obs)
@@ -215,6 +215,8 @@ def collect_rollout(env, agent, obs, args, rng=None):
     expected, values = agent(all_obs)
     logprobs, _ = agent.log_prob_and_entropy(expected, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
+    fits = actions.shape[1:] == env.action_space.shape and logprobs.isfinite().all()
+    check(fits, "sample gave actions of a wrong shape, or log_prob_and_entropy NaN or Inf for them")
     atol = 1e-3 * np.median(abs(outputs.max(-1)))  # the largest outputs: others may be masked
     same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol, equal_nan=True)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")

@@ -134,7 +134,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        # Observations beyond 10 grow as a logarithm; for images write obs / 255 in place of both lines
+        # Observations beyond 10 grow as a logarithm. For images: obs.view(-1, 4, 84, 84) / 255 instead
         obs = obs / self.obs_rms
         obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
         hidden = self.backbone(obs)
@@ -274,6 +274,8 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     expected = expected.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.cpu().numpy().reshape(all_obs.shape[:2])
     logprobs, _ = agent.log_prob_and_entropy(expected[torch.as_tensor(valid)], actions)
+    fits = actions.shape[1:] == envs.single_action_space.shape and logprobs.isfinite().all()
+    check(fits, "sample gave actions of a wrong shape, or log_prob_and_entropy NaN or Inf for them")
     atol = 1e-3 * np.median(abs(outputs.max(-1)))  # the largest outputs: others may be masked
     same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol, equal_nan=True)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")

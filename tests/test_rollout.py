@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import OBS_SPACE
+from conftest import CASES, OBS_SPACE
 
 
 def column(rollout, transitions, i):
@@ -103,8 +103,9 @@ MISMATCH = "edit numpy_actor like forward or pass --no-numpy-actor"
 
 @pytest.mark.parametrize("mask", [-1e9, -np.inf])
 @pytest.mark.parametrize("factor", [1, 1.05])
-def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, factor, mask):
+def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, family, factor, mask):
     """Both put it in place of all outputs but one, which differs by factor."""
+    mask = mask if family == "Discrete" else -1e9  # there is no Gaussian with an infinite mean
 
     def masked(outputs):
         outputs[..., 1:] = mask
@@ -116,6 +117,23 @@ def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, factor, m
     differ = pytest.raises(ValueError, match=MISMATCH)
     with differ if factor > 1 else contextlib.nullcontext():
         player().play(100, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
+def test_actions_of_too_few_dimensions_are_one_line(agent, player, monkeypatch):
+    """They would be broadcast to all dimensions of the environment."""
+    sample = agent.sample
+    monkeypatch.setattr(agent, "sample", lambda outputs, rng: sample(outputs, rng)[..., :1])
+    with pytest.raises(ValueError, match="sample gave actions of a wrong shape"):
+        player().play(20, np.random.default_rng(0))
+
+
+def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
+    """As of an action at the end of a bounded distribution."""
+    log_prob = agent.log_prob_and_entropy
+    monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, None))
+    with pytest.raises(ValueError, match="or log_prob_and_entropy NaN or Inf"):
+        player().play(20, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("exponent", [-6, 0, 4, 8])
