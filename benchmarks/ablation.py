@@ -5,6 +5,7 @@ python benchmarks/ablation.py
 
 from grid import WORKS, run
 
+BASE = "earlier defaults"  # what the changes in runs.csv were made to; after a new run: "defaults"
 ENV_IDS = ("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3")
 
 # What no flag switches is patched: pairs of (text of the script, other text)

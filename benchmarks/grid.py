@@ -54,10 +54,6 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
-WALK = (
-    "--num-envs 4 --num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --ent-coef 0 "
-    "--hidden-size 128 --norm-obs"
-)
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
     Work(V, "CartPole-v1", range(1, 6), 100_000),
@@ -70,11 +66,9 @@ WORKS = [
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", "--log-std-init 0.5 --ent-coef 0.01"),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
-    Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1"),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
     Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
-    Work(V, "BipedalWalker-v3", range(1, 3), 2_000_000, "recipe", WALK),
 ]
 
 

@@ -4,14 +4,20 @@ python benchmarks/report.py
 python benchmarks/report.py --check
 """
 
+import math
 import re
 import statistics
 import sys
+from collections import defaultdict
 
-from ablation import CHANGES, ENV_IDS
+from ablation import BASE, CHANGES, ENV_IDS
 from grid import ROOT, THRESHOLDS, WORKS, read
 
 RUNS = read("runs")
+CURVES = defaultdict(list)  # (script, environment, variant, seed): [(step, mean of the last 20 episodes)]
+for row in read("curves"):
+    key = row["script"], row["env_id"], row["variant"], row["seed"]
+    CURVES[key].append((int(row["step"]), float(row["mean_return_20"])))
 PEERS = {"SB3": ("sb3_peer.py", "defaults"), "SB3, RL Zoo": ("sb3_peer.py", "zoo")}
 CLEANRL = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_action.py"}
 
@@ -21,6 +27,19 @@ def values(column, script, env_id, variant="defaults", seeds=None):
     runs = [run for run in RUNS if (run["script"], run["env_id"], run["variant"]) == (script, env_id, variant)]
     runs = sorted((run for run in runs if seeds is None or run["seed"] in seeds), key=lambda run: int(run["seed"]))
     return [float(run[column]) if run[column] else None for run in runs]
+
+
+def areas(script, env_id, variant="defaults"):
+    """Mean over seeds of the curve's mean over all steps, and over the second half of them."""
+    curves = [curve for (*names, _), curve in CURVES.items() if names == [script, env_id, variant]]
+    curves = [[(step, value) for step, value in curve if not math.isnan(value)] for curve in curves]
+    if not curves:
+        return ""
+    both = []
+    for share in (0, 0.5):
+        parts = [[value for step, value in curve if step >= share * curve[-1][0]] for curve in curves]
+        both.append(statistics.mean(statistics.mean(part) for part in parts))
+    return f"{both[0]:,.0f}; {both[1]:,.0f}"
 
 
 def mean(numbers, width=True):
@@ -55,11 +74,13 @@ def results():
         score, steps = (values(name, work.script, work.env_id, work.variant) for name in ("evaluation", "solved_at"))
         name = work.env_id + (f", {work.variant}" if work.variant != "defaults" else "")
         row = [name, f"`{work.script}`", f"{work.steps:,}", str(len(score)), mean(score)]
+        row.append(areas(work.script, work.env_id, work.variant))
         others = [values("evaluation", script, work.env_id, variant) for script, variant in PEERS.values()]
         others.append(values("last_20", CLEANRL.get(work.script), work.env_id))
         others = [mean(other, width=False) if work.script in CLEANRL else "" for other in others]
         rows.append([*row, f"{THRESHOLDS[work.env_id]}: {median(steps)}", *others])
-    header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "median steps to a mean of (range)"]
+    header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "area; second half"]
+    header.append("median steps to a mean of (range)")
     return table([*header, *PEERS, "CleanRL"], rows)
 
 
@@ -76,19 +97,20 @@ def peers():
             if score:
                 solved, seconds = (values(n, name, env_id, variant) for n in ("solved_at", "seconds_to_solved"))
                 task = f"{env_id}, {THRESHOLDS[env_id]}"
-                rows.append([task, agent, str(len(score)), mean(score), median(solved), median(seconds)])
-    return table(["environment, threshold", "agent", "seeds", "mean", "steps", "seconds"], rows)
+                area = areas(name, env_id, variant)
+                rows.append([task, agent, str(len(score)), mean(score), area, median(solved), median(seconds)])
+    return table(["environment, threshold", "agent", "seeds", "mean", "area; second half", "steps", "seconds"], rows)
 
 
 def ablations():
     """Greedy means of each change, and of the defaults on the seeds that all changes have."""
-    columns, rows = ["", "CartPole-v1, steps to 475"], [["defaults"], *([variant] for variant in CHANGES)]
+    columns, rows = ["", "CartPole-v1, steps to 475"], [[BASE], *([variant] for variant in CHANGES)]
     for env_id in ENV_IDS:
         script = next(work.script for work in WORKS if work.env_id == env_id)
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
         seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
         columns.append(f"{env_id}, {len(seeds)} seed{'s' * (len(seeds) != 1)}")
-        for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
+        for row, variant in zip(rows, (BASE, *CHANGES), strict=True):
             if env_id == "CartPole-v1":
                 row.append(median(values("solved_at", script, env_id, variant, seeds)))
             row.append(mean(values("evaluation", script, env_id, variant, seeds)))
