@@ -6,8 +6,8 @@
 
     python ppo_continuous.py --env-id Pendulum-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures:
-value targets are normalized, and advantages once a rollout.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
+targets are normalized, advantages once a rollout, and observations beyond 10 grow as a logarithm.
 """
 
 import json
@@ -133,6 +133,18 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
+    # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
+
+    def update_obs_stats(self, obs, weight):
+        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
+        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
+
+    def update_return_stats(self, returns, weight):
+        delta = returns.mean() - self.return_mean.item()
+        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * returns.var()
+        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
+        self.return_mean += weight * delta
+
     # The distribution of the actions, by means (..., K): change these three methods together
 
     def sample(self, outputs, rng):
@@ -146,18 +158,6 @@ class ActorCritic(nn.Module):
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1)
 
-    # The running statistics: weight is the share of this rollout among all so far
-
-    def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
-        self.obs_rms.copy_(square.sqrt().clamp(min=1e-8))
-
-    def update_return_stats(self, returns, weight):
-        delta = returns.mean() - self.return_mean.item()
-        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * returns.var()
-        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
-        self.return_mean += weight * delta
-
 
 def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions (K,), scaled by their bounds."""
@@ -170,10 +170,10 @@ def make_env(args, video_folder=None):
         # Other wrappers go here; to normalize observations use --norm-obs
         env = gym.wrappers.FlattenObservation(env)
     except (gym.error.Error, ImportError, NotImplementedError, TypeError) as error:
-        bug = isinstance(error, TypeError) and "keyword argument" not in str(error)
+        if isinstance(error, TypeError) and "keyword argument" not in str(error):
+            raise  # a fault in the code of the environment
         reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
-        check(bug, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
-        raise
+        check(False, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
     space = env.action_space
     check(isinstance(env.observation_space, Box), f"{args.env_id}: cannot flatten {env.observation_space}")
     fits = isinstance(space, Box) and space.dtype.kind == "f"
@@ -350,7 +350,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)
+        writer.file_writer.add_summary(summary)  # add_hparams would make a folder
 
     global_step = start_step
     last_returns = []

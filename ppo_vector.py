@@ -7,8 +7,8 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures:
-value targets are normalized, and advantages once a rollout.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
+targets are normalized, advantages once a rollout, and observations beyond 10 grow as a logarithm.
 """
 
 import json
@@ -150,6 +150,19 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
+    # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
+
+    def update_obs_stats(self, obs, weight):
+        square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
+        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
+
+    def update_return_stats(self, returns, weight):
+        centered = returns - self.return_mean.item()
+        delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()]))
+        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * (square - delta**2)
+        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
+        self.return_mean += weight * delta
+
     # The distribution of the actions, by logits or means: change these three methods together
 
     def sample(self, outputs, rng):
@@ -168,19 +181,6 @@ class ActorCritic(nn.Module):
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1)
-
-    # The running statistics: weight is the share of this rollout among all so far
-
-    def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
-        self.obs_rms.copy_(square.sqrt().clamp(min=1e-8))
-
-    def update_return_stats(self, returns, weight):
-        centered = returns - self.return_mean.item()
-        delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()]))
-        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * (square - delta**2)
-        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
-        self.return_mean += weight * delta
 
 
 class DropInfo(gym.Wrapper):
@@ -209,10 +209,10 @@ def make_envs(args, num_envs, video_folder=None):
         if obs_space != flatten_space(obs_space):  # not always: it takes 15% of the time on CartPole
             envs = gym.wrappers.vector.FlattenObservation(envs)
     except (gym.error.Error, ImportError, NotImplementedError, TypeError) as error:
-        bug = isinstance(error, TypeError) and "keyword argument" not in str(error)
+        if isinstance(error, TypeError) and "keyword argument" not in str(error):
+            raise  # a fault in the code of the environment
         reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
-        check(bug, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
-        raise
+        check(False, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     obs_space = envs.single_observation_space
@@ -414,7 +414,7 @@ def train(args):
         writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
-            writer.file_writer.add_summary(summary)
+            writer.file_writer.add_summary(summary)  # add_hparams would make a folder
 
     batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
