@@ -8,7 +8,7 @@
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
-targets are normalized, advantages once a rollout, and observations beyond 10 grow as a logarithm.
+targets are normalized, advantages once a rollout, and large observations grow as a logarithm.
 """
 
 import json
@@ -32,6 +32,7 @@ from gymnasium.spaces import Box, Discrete, flatten_space
 from torch import distributed as dist
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Args:
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout in each process
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = False  # divide observations by their root mean square, from the second rollout on
+    norm_obs: bool = False  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
@@ -81,15 +82,13 @@ class Args:
         counts = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
         for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
-        for name in ("gamma", "gae_lambda"):
-            check(0 <= getattr(self, name) <= 1, f"--{name.replace('_', '-')} must be from 0 to 1")
-        for name in ("seed", "eval_episodes"):
-            check(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must be at least 0")
+        check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
+        check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
+        check(self.seed >= 0, "--seed must be at least 0")
+        check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         rows = self.num_steps // 2 * self.num_envs  # at worst every second step is a reset
         check(rows >= self.num_minibatches, "--num-minibatches is above half of --num-steps x --num-envs")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
-        checkpoint = self.evaluate or self.resume
-        check(not checkpoint or Path(checkpoint).is_file(), f"there is no file {checkpoint}")
 
 
 def check(passed, message, error=ValueError):
@@ -134,18 +133,14 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        # Observations beyond 10 grow as a logarithm. For images: obs.view(-1, 4, 84, 84) / 255 instead
-        obs = obs / self.obs_rms
-        obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large ones; images: obs / 255
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
         """The first output of forward in NumPy, with the state_dict p: faster for small batches."""
-        obs = obs / p["obs_rms"]
-        if np.abs(obs).max() > 10:  # the next line takes 10 us
-            obs = np.clip(obs, -10, 10) + np.sign(obs) * np.log1p(np.maximum(np.abs(obs) - 10, 0))
+        obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
@@ -153,7 +148,7 @@ class ActorCritic(nn.Module):
     # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
 
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
+        square = self.obs_rms.square().lerp(average(obs.square().mean(0)), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -176,9 +171,8 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
-            logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
-            return logprobs, -(logp.exp() * logp).sum(-1)
+            policy = torch.distributions.Categorical(logits=outputs, validate_args=False)
+            return policy.log_prob(actions), policy.entropy()
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1)
 
@@ -202,7 +196,8 @@ def make_envs(args, num_envs, video_folder=None):
             envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
         except gym.error.Error:  # a native vector environment takes no wrappers
             envs = gym.make_vec(args.env_id, num_envs, **kwargs)
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder) if video_folder else envs
+        if args.capture_video and video_folder:
+            envs = gym.wrappers.vector.RecordVideo(envs, video_folder)
         envs = gym.wrappers.vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
         # Vector wrappers go here; to normalize observations use --norm-obs
         obs_space = envs.single_observation_space
@@ -213,10 +208,9 @@ def make_envs(args, num_envs, video_folder=None):
             raise  # a fault in the code of the environment
         reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
         check(False, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.observation_space}")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
-    obs_space = envs.single_observation_space
-    check(isinstance(obs_space, Box), f"{args.env_id}: cannot flatten {obs_space}")
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     check(fits, f"{args.env_id} has actions {space}, neither Discrete nor float Box")
@@ -301,13 +295,14 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
     agent.train()
     metrics = defaultdict(list)
-    metrics["losses/explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
+    metrics["explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
     returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
     sizes = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
     cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {sizes}"
+    cure = "try --norm-obs or a lower --learning-rate"
     for _ in range(args.update_epochs):
         for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -329,45 +324,40 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
                 mean = average(nn.utils.parameters_to_vector(gradients))
                 nn.utils.vector_to_parameters(mean, gradients)
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            cure = "try --norm-obs or a lower --learning-rate"
             check((loss + grad_norm).isfinite(), f"{cause}: {cure}", FloatingPointError)
             optimizer.step()
             # Metrics
-            metrics["losses/policy_loss"].append(policy_loss.item())
-            metrics["losses/value_loss"].append(value_loss.item())
-            metrics["losses/entropy"].append(entropy.item())
-            metrics["losses/grad_norm"].append(grad_norm.item())
-            metrics["losses/approx_kl"].append((ratio - 1 - logratio).mean().item())
-            metrics["losses/clipfrac"].append((ratio != clipped).float().mean().item())
-        epoch_kl = average(torch.tensor(np.mean(metrics["losses/approx_kl"][-args.num_minibatches :])))
-        if args.target_kl is not None and epoch_kl > args.target_kl:
+            metrics["policy_loss"].append(policy_loss.item())
+            metrics["value_loss"].append(value_loss.item())
+            metrics["entropy"].append(entropy.item())
+            metrics["grad_norm"].append(grad_norm.item())
+            metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
+            metrics["clipfrac"].append((ratio != clipped).float().mean().item())
+        epoch_kl = torch.tensor(metrics["approx_kl"][-args.num_minibatches :]).mean()
+        if args.target_kl is not None and average(epoch_kl) > args.target_kl:
             break
-    return {name: np.mean(values) for name, values in metrics.items()}
+    return {f"losses/{name}": np.mean(values) for name, values in metrics.items()}
 
 
 def evaluate(agent, envs, args):
     """Play greedy episodes in envs and close them. Prints and returns their mean return."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
-    episodes = []
-    while len(episodes) < max(args.eval_episodes, 1):  # the flag of a checkpoint may be 0
-        _, _, obs, done, more = collect_rollout(envs, agent, obs, done, args)
-        episodes += more
+    returns = []
+    while len(returns) < args.eval_episodes:
+        _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
+        returns += [episode["r"] for episode in episodes]
     envs.close()
-    returns = [episode["r"] for episode in episodes[: max(args.eval_episodes, 1)]]
-    statistics = f"{np.mean(returns):.1f} +/- {np.std(returns):.1f}"
-    print(f"evaluation: mean return {statistics} over {len(returns)} episodes")
-    return np.mean(returns)
+    returns = returns[: args.eval_episodes]
+    mean = np.mean(returns)
+    print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    return mean
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    checkpoint = {
-        "args": asdict(args) | {"resume": None},
-        "step": global_step,
-        "agent": agent.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}
+    checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
 
@@ -379,12 +369,8 @@ def train(args):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    start_step = 0
-    if args.resume:
-        saved = torch.load(args.resume, map_location="cpu")
-        start_step = saved["step"]
-        check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
-        check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
+    saved = torch.load(args.resume, map_location="cpu") if args.resume else None
+    start_step = saved["step"] if saved else 0
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed + rank)  # for environments that use the global generators
     np.random.seed(seed + rank)
@@ -395,25 +381,25 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     learning_rates = [group["lr"] for group in optimizer.param_groups]
-    if args.resume:
+    if saved:
+        check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
+        check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
     done = np.zeros(args.num_envs, bool)
     if args.capture_video:
-        films = find_spec("moviepy") and "rgb_array" in envs.metadata["render_modes"]
-        films = films and isinstance(envs.render()[0], np.ndarray)
-        check(films, "--capture-video needs moviepy, and the render mode rgb_array with an image")
+        films = "rgb_array" in envs.metadata["render_modes"] and isinstance(envs.render()[0], np.ndarray)
+        check(films and find_spec("moviepy"), "--capture-video needs moviepy and images of rgb_array")
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
-    new_path = Path(args.log_dir, name.replace("/", "_").replace(":", "_"), "checkpoint.pt")
-    path = Path(args.resume or new_path)
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
+    path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
-        for summary in torch.utils.tensorboard.summary.hparams(flags, {"eval/mean_return": 0}):
+        for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams would make a folder
 
     batch_size = args.num_steps * args.num_envs * world_size
@@ -438,15 +424,12 @@ def train(args):
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # only now: the policy acted by the old
             global_step += batch_size
-            if world_size > 1:
-                gathered = [None] * world_size
-                dist.all_gather_object(gathered, episodes)
-                episodes = [episode for part in gathered for episode in part]
 
             # Log to TensorBoard and the terminal
             last_returns = [*last_returns, *(episode["r"] for episode in episodes)][-20:]
             mean_return = np.mean(last_returns) if last_returns else np.nan
             solved = len(last_returns) == 20 and mean_return >= args.target_return
+            solved = average(torch.tensor(float(solved))) == 1  # in all processes
             if rank > 0:
                 continue
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
@@ -463,19 +446,16 @@ def train(args):
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-            largest = rollout["obs"].abs().max()
-            if largest > 1000 and not args.norm_obs and global_step == start_step + batch_size:
-                print(f"warning: observations reach {largest:.0f}: try --norm-obs", file=sys.stderr)
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
 
         envs.close()  # before another is made: some environments allow only one at a time
         if rank == 0:
-            print(end="\n" if sys.stdout.isatty() else "")  # end the status line
+            print(end="\n" if sys.stdout.isatty() else "")  # after the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
-                envs = make_envs(args, 1, path.parent / "videos" if args.capture_video else None)
+                envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
         diverged = isinstance(sys.exc_info()[1], FloatingPointError)
@@ -497,11 +477,13 @@ if __name__ == "__main__":
     checkpoint = args.evaluate or args.resume
     try:
         if checkpoint:  # flags default to the checkpoint's
+            check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))
         if args.evaluate:
-            envs = make_envs(args, 1, Path(checkpoint).parent / "videos" if args.capture_video else None)
+            check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
+            envs = make_envs(args, 1, Path(checkpoint).parent / "videos")
             agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
             agent.load_state_dict(saved["agent"])
             evaluate(agent, envs, args)

@@ -21,8 +21,7 @@ CNN = (  # pairs of (text of the script, other text): the edits that the README 
         "nn.ReLU(), nn.Flatten(), nn.Linear(3136, args.hidden_size), nn.ReLU())",
     ),
     (
-        "        obs = obs / self.obs_rms\n"
-        "        obs = obs.clamp(-10, 10) + obs.sign() * (obs.abs() - 10).clamp(min=0).log1p()\n",
+        "        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large ones; images: obs / 255\n",
         "        obs = obs.view(-1, 4, 84, 84) / 255\n",
     ),
 )

@@ -24,8 +24,8 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
     """Another network, another environment of other shapes, another script: nothing is written."""
     before = checkpoint.read_bytes(), sorted(Path("runs").rglob("*"))
     for flags, words in {
-        ("--evaluate", checkpoint, "--hidden-size", 8): "size mismatch",
-        ("--evaluate", checkpoint, "--env-id", probe("ObsFloat64")): "size mismatch",
+        ("--evaluate", checkpoint, "--eval-episodes", 1, "--hidden-size", 8): "size mismatch",
+        ("--evaluate", checkpoint, "--eval-episodes", 1, "--env-id", probe("ObsFloat64")): "size mismatch",
         ("--resume", checkpoint, "--total-timesteps", 128, "--hidden-size", 8): "size mismatch",
         ("--resume", checkpoint, "--total-timesteps", 128, "--env-id", probe("Same")): "is no run of",
         ("--resume", checkpoint): "raise --total-timesteps above 64",
@@ -46,17 +46,13 @@ def test_a_checkpoint_of_another_script_is_one_line(main, checkpoint, script):
 
 
 @once_per_script
-def test_an_evaluation_plays_at_least_one_episode_and_prefers_its_own_checkpoint(script, tiny, main, capsys):
+def test_an_evaluation_needs_episodes_and_prefers_its_own_checkpoint(script, tiny, main):
     for name in ("one", "other"):
         script.train(tiny(log_dir=name, seed=len(name)))
     one, other = (run_folder(name) / "checkpoint.pt" for name in ("one", "other"))
-    lines = []
-    for flags in (["--evaluate", other], ["--evaluate", other, "--resume", one], ["--evaluate", one]):
-        capsys.readouterr()
-        runpy_result = main(*flags)
-        assert runpy_result[0] == 0
-        lines.append(runpy_result[1])
-    assert lines == ["", "", ""]
+    assert main("--evaluate", one) == (1, "error: --evaluate needs --eval-episodes above 0")
+    one.write_text("no checkpoint")
+    assert main("--evaluate", other, "--resume", one, "--eval-episodes", 1) == (0, "")
 
 
 @once_per_script

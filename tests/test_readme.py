@@ -133,7 +133,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
             '                metrics["charts/episodic_return"] =',
             curve + '                metrics["charts/episodic_return"] =',
         ),
-        ("        obs = obs / self.obs_rms\n", mask + "        obs = obs / self.obs_rms\n"),
+        ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
         ("    learning_rates = [", weights + "    learning_rates = ["),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
