@@ -148,7 +148,7 @@ class ActorCritic(nn.Module):
     # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
 
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.square().lerp(average(obs.square().mean(0)), weight)
+        square = self.obs_rms.square().lerp(average(obs.float().square().mean(0)), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -238,27 +238,27 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     """
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
+    images = obs.dtype == np.uint8  # which stay small until forward takes them
+    all_obs = np.empty((args.num_steps + 1, *obs.shape), np.uint8 if images else np.float32)
     steps = []
     episodes = []
-    for _ in range(args.num_steps):
-        obs = np.array(obs, np.float32)
+    for t in range(args.num_steps):
+        all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # an error here: edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # an error here: edit it, or --no-numpy-actor
         else:
-            outputs = agent(torch.as_tensor(obs, device=args.device))[0].cpu().numpy()
+            outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
-        next_obs, reward, terminated, truncated, info = envs.step(action)
+        obs, reward, terminated, truncated, info = envs.step(action)
         terminated = np.array(terminated)
         truncated = np.array(truncated)
-        steps.append((obs, outputs, action, np.array(reward), terminated, truncated, ~done))
-        obs = next_obs
+        steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
         info.pop("_ppo_episode", None)
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
-    columns = map(np.array, zip(*steps, strict=True))
-    all_obs, outputs, actions, rewards, terminated, truncated, valid = columns
-    all_obs = np.concatenate([all_obs, np.array(obs, np.float32)[None]])
+    all_obs[-1] = obs
+    outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
     finite = np.isfinite(all_obs).all() and np.isfinite(rewards).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN or Inf", FloatingPointError)
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
@@ -365,10 +365,13 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
-    rank = int(os.environ.get("RANK", 0))  # torchrun sets both
+    rank = int(os.environ.get("RANK", 0))  # torchrun sets the three
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
+    if args.device == "cuda":  # each process takes its own GPU, as far as there are enough
+        torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers

@@ -364,3 +364,54 @@ def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, number, t
 if __name__ == "__main__":
     work(sys.argv[1])
     assert not dist.is_initialized()
+
+
+@discrete
+@pytest.mark.parametrize("local_rank, gpus, chosen", [(0, 2, 0), (1, 2, 1), (1, 1, 0), (5, 4, 1)])
+def test_each_process_takes_its_own_gpu(tiny, monkeypatch, local_rank, gpus, chosen):
+    taken = []
+
+    def set_device(number):
+        taken.append(number)
+        raise RuntimeError("the rest needs a GPU")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    with pytest.raises(RuntimeError, match="needs a GPU"):
+        ppo_vector.train(tiny(device="cuda"))
+    assert taken == [chosen]
+
+
+def test_frames_are_kept_as_bytes():
+    """They take a quarter of the memory, until forward takes them."""
+    envs = make("probe_envs:ObsImageDiscrete-v0", 2)
+    agent = ppo_vector.ActorCritic(envs.single_observation_space, envs.single_action_space, ppo_vector.Args())
+    rollout, *_ = play(envs, agent, 40)
+    assert rollout["obs"].dtype == torch.uint8
+    agent.update_obs_stats(rollout["obs"], 1)
+    squares = rollout["obs"].numpy().astype(float) ** 2
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt(squares.mean(0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
+def test_environments_of_envpool_reset_in_the_next_step(task, monkeypatch):
+    """As the adapter promises, and one seed gives the same episodes twice."""
+    pytest.importorskip("envpool")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    envs, runs = make(f"envpool_envs:EnvPool/{task}", 3), []
+    for seed in (4, 4, 5):
+        actions = np.random.default_rng(1)
+        obs, _ = envs.reset(seed=seed)
+        rows = [obs.copy()]
+        done = np.zeros(3, bool)
+        for _ in range(1100):
+            shape = (3, *envs.single_action_space.shape)
+            action = actions.integers(2, size=shape) if task == "CartPole-v1" else actions.normal(size=shape)
+            obs, rewards, terminated, truncated, _ = envs.step(action)
+            assert not (done & (terminated | truncated)).any()
+            assert not rewards[done].any()
+            done = terminated | truncated
+            rows.append(obs.copy())
+        runs.append(np.array(rows))
+    assert (runs[0] == runs[1]).all() and not (runs[0] == runs[2]).all()
