@@ -2,6 +2,7 @@
 
     python benchmarks/pairs.py solved --sb3-python .sb3/bin/python
     python benchmarks/pairs.py torchrun
+    python benchmarks/pairs.py envpool_LunarLander-v3_16
 
 `solved` and `solved_vector` compare seconds from process start to a 20-episode mean of 475 on CartPole, the others
 training steps per second. SB3 needs a virtual environment of its own (requirements.txt). Writes
@@ -37,13 +38,20 @@ WORK = {  # what is measured, and against what; sb3_peer.py runs in SB3's enviro
     "torchrun": (f"{TORCHRUN} {DISTRIBUTED} 200000", f"{DISTRIBUTED} 100000"),
     "torchrun_256": (f"{TORCHRUN} {DISTRIBUTED} 400000 --num-steps 256", f"{DISTRIBUTED} 200000 --num-steps 256"),
 }
+for num_envs in (16, 64):  # EnvPool's engine against Gymnasium's environments, by the same training
+    for task in ("LunarLander-v3", "BipedalWalker-v3", "HalfCheetah-v5"):
+        sizes = f"--num-envs {num_envs} --total-timesteps 65536 --eval-episodes 0 --seed SEED"
+        WORK[f"envpool_{task}_{num_envs}"] = (
+            f"ppo_vector.py --env-id envpool_envs:EnvPool/{task} {sizes}",
+            f"ppo_vector.py --env-id {task} {sizes}",
+        )
 
 
 def run(words, seed, sb3_python, log_dir):
     """Run a command; returns its wall-clock seconds and its last steps per second."""
     python, folder = (sb3_python, ROOT / "benchmarks") if "sb3_peer.py" in words else (sys.executable, ROOT)
     words = [str(folder / word) if word.endswith(".py") else word for word in words.replace("SEED", seed).split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ROOT / "benchmarks"}
     start = time.perf_counter()
     done = subprocess.run([python, *words], cwd=log_dir, env=environment, capture_output=True, text=True, check=True)
     return time.perf_counter() - start, float(re.findall(r"(\d+) steps/s", done.stdout)[-1])

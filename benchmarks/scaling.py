@@ -1,4 +1,4 @@
-"""Steps per second of ppo_vector.py on CartPole over the number of its native environments.
+"""Steps per second of ppo_vector.py on CartPole over the number of its native environments, and of these alone.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/scaling.py
 
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +22,22 @@ import ppo_vector as ppo
 
 matplotlib.use("Agg")
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def measure_alone(num_envs, seconds=2.0):
+    """Steps per second of the native environments, stepped by random actions without any wrapper."""
+    envs = gym.make_vec("CartPole-v1", num_envs)
+    envs.reset(seed=0)
+    actions = np.random.default_rng(0).integers(2, size=(1000, num_envs))
+    done, steps, start = np.zeros(num_envs, bool), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for action in actions:
+            steps += num_envs - int(done.sum())
+            _, _, terminated, truncated, _ = envs.step(action)
+            done = terminated | truncated
+    spent = time.perf_counter() - start
+    envs.close()
+    return steps / spent
 
 
 def measure(num_envs, seconds=4.0):
@@ -49,15 +66,16 @@ def measure(num_envs, seconds=4.0):
 def main():
     torch.set_num_threads(1)
     sizes = [1, 4, 16, 64, 256, 1024]
-    rows = [(num_envs, *map(round, measure(num_envs))) for num_envs in sizes]
+    rows = [(num_envs, *map(round, measure(num_envs)), round(measure_alone(num_envs))) for num_envs in sizes]
     for row in rows:
-        print("{:5d} environments: rollouts {:8d} steps/s, training {:7d} steps/s".format(*row))
+        print("{:5d} environments: rollouts {:8d} steps/s, training {:7d}, alone {:8d}".format(*row))
     with open(RESULTS / "scaling.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["num_envs", "rollout_steps_per_second", "training_steps_per_second"])
+        writer.writerow(["num_envs", "rollout_steps_per_second", "training_steps_per_second", "alone_steps_per_second"])
         writer.writerows(rows)
-    _, rollouts, training = zip(*rows, strict=True)
+    _, rollouts, training, alone = zip(*rows, strict=True)
     figure, axis = plt.subplots(figsize=(4.6, 3.2))
+    axis.loglog(sizes, alone, "o-", label="environments alone")
     axis.loglog(sizes, rollouts, "o-", label="rollouts")
     axis.loglog(sizes, training, "o-", label="training")
     axis.set_xlabel("native CartPole environments")
