@@ -195,7 +195,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         next_obs, reward, terminated, truncated, info = env.step(action)
         next_obs = np.array(next_obs, np.float32)
-        steps.append((obs, outputs, action, float(reward), next_obs, terminated, truncated))
+        steps.append((obs, outputs, action, np.asarray(reward).item(), next_obs, terminated, truncated))
         obs = next_obs
         if terminated or truncated:
             episodes.append(info.pop("ppo_episode"))

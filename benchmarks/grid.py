@@ -57,10 +57,10 @@ D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
     Work(V, "CartPole-v1", range(1, 6), 100_000),
-    Work(D, "Acrobot-v1", range(1, 6), 200_000),
+    Work(D, "Acrobot-v1", range(1, 11), 200_000),
     Work(D, "MountainCar-v0", range(1, 6), 500_000, "recipe", "--norm-obs --num-steps 4096 --num-minibatches 16"),
     Work(D, "LunarLander-v3", range(1, 11), 300_000),
-    Work(V, "LunarLander-v3", range(1, 4), 500_000),
+    Work(V, "LunarLander-v3", range(1, 6), 500_000),
     Work(C, "Pendulum-v1", range(1, 11), 100_000),
     Work(V, "Pendulum-v1", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
@@ -68,7 +68,9 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
-    Work(C, "HalfCheetah-v5", range(1, 4), 1_000_000),
+    Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000),
+    Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
+    Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
 ]
 
 
