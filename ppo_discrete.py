@@ -78,7 +78,7 @@ class Args:
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
-        check(self.seed >= 0, "--seed must be at least 0")
+        check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
@@ -156,21 +156,25 @@ def make_env(args, video_folder=None):
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
         env = gym.make(args.env_id, **args.env_kwargs | film)
-        if args.capture_video and video_folder:
-            env = gym.wrappers.RecordVideo(env, video_folder)
+        if args.capture_video:
+            env.reset()
+            films = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
+            films = films and isinstance(env.render(), np.ndarray)
+            check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
+            env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
         # Wrappers that end episodes go here
         env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
         # Other wrappers go here; to normalize observations use --norm-obs
         env = gym.wrappers.FlattenObservation(env)
     except (gym.error.Error, ImportError, NotImplementedError, TypeError) as error:
-        if isinstance(error, TypeError) and "keyword argument" not in str(error):
+        if isinstance(error, TypeError) and "() got " not in str(error):
             raise  # a fault in the code of the environment
         reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
         check(False, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}")
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
-    check(fits, f"{args.env_id} has actions {space}: for Box use ppo_continuous.py")
+    check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
     # Each combination of choices becomes one action, which is a row of table
     sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
@@ -279,9 +283,11 @@ def evaluate(agent, env, args):
     """Play greedy episodes in env and close it. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    while len(returns) < args.eval_episodes:
+    steps = 0
+    while len(returns) < args.eval_episodes and steps < 10**6:  # an episode may never end
         _, _, obs, episodes = collect_rollout(env, agent, obs, args)
         returns += [episode["r"] for episode in episodes]
+        steps += args.num_steps
     env.close()
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
@@ -318,12 +324,10 @@ def train(args):
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
-    if args.capture_video:
-        films = "rgb_array" in env.metadata["render_modes"] and isinstance(env.render(), np.ndarray)
-        check(films and find_spec("moviepy"), "--capture-video needs moviepy and images of rgb_array")
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
+    name = name.replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
@@ -385,6 +389,7 @@ def train(args):
             save_checkpoint(path, args, global_step, agent, optimizer)
         writer.close()
         print(f"checkpoint: {path}")
+        env.close()
     return agent
 
 
@@ -408,6 +413,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        if traceback.extract_tb(error.__traceback__)[-1].name not in ("check", "load_state_dict"):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        ours = (check.__code__.co_filename, "check")
+        if (place.filename, place.name) != ours and place.name != "load_state_dict":
             raise
         sys.exit(f"error: {error}")

@@ -84,7 +84,7 @@ class Args:
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
-        check(self.seed >= 0, "--seed must be at least 0")
+        check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         rows = self.num_steps // 2 * self.num_envs  # at worst every second step is a reset
         check(rows >= self.num_minibatches, "--num-minibatches is above half of --num-steps x --num-envs")
@@ -178,13 +178,14 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """Gives an empty info: to gather those of all environments takes time, and fails for some."""
+    """Gives a plain reward and an empty info: to gather any other takes time, and fails for some."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
 
     def step(self, action):
-        return *self.env.step(action)[:4], {}
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        return obs, np.asarray(reward).item(), terminated, truncated, {}
 
 
 def make_envs(args, num_envs, video_folder=None):
@@ -196,15 +197,19 @@ def make_envs(args, num_envs, video_folder=None):
             envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
         except gym.error.Error:  # a native vector environment takes no wrappers
             envs = gym.make_vec(args.env_id, num_envs, **kwargs)
-        if args.capture_video and video_folder:
-            envs = gym.wrappers.vector.RecordVideo(envs, video_folder)
+        if args.capture_video:
+            envs.reset()
+            films = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
+            films = films and isinstance(envs.render()[0], np.ndarray)
+            check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
+            envs = gym.wrappers.vector.RecordVideo(envs, video_folder) if video_folder else envs
         envs = gym.wrappers.vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
         # Vector wrappers go here; to normalize observations use --norm-obs
         obs_space = envs.single_observation_space
         if obs_space != flatten_space(obs_space):  # not always: it takes 15% of the time on CartPole
             envs = gym.wrappers.vector.FlattenObservation(envs)
     except (gym.error.Error, ImportError, NotImplementedError, TypeError) as error:
-        if isinstance(error, TypeError) and "keyword argument" not in str(error):
+        if isinstance(error, TypeError) and "() got " not in str(error):
             raise  # a fault in the code of the environment
         reason = str(error) or "its observations cannot be flattened: register it with a wrapper"
         check(False, f"{args.env_id}: {reason} (an id with a package: ale_py:ALE/Pong-v5)")
@@ -215,7 +220,9 @@ def make_envs(args, num_envs, video_folder=None):
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
     check(fits, f"{args.env_id} has actions {space}, neither Discrete nor float Box")
     if isinstance(space, Discrete):
-        return gym.wrappers.vector.TransformAction(envs, lambda a: space.start + a, None, Discrete(space.n))
+        return gym.wrappers.vector.TransformAction(
+            envs, lambda action: (space.start + action).astype(space.dtype), None, Discrete(space.n)
+        )
     # Actions with two bounds are scaled to them from -1 and 1, others stay as they are
     box = flatten_space(space)
     bounded = box.bounded_below & box.bounded_above
@@ -344,9 +351,11 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    while len(returns) < args.eval_episodes:
+    steps = 0
+    while len(returns) < args.eval_episodes and steps < 10**6:  # an episode may never end
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
         returns += [episode["r"] for episode in episodes]
+        steps += args.num_steps
     envs.close()
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
@@ -391,12 +400,10 @@ def train(args):
         optimizer.load_state_dict(saved["optimizer"])
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
     done = np.zeros(args.num_envs, bool)
-    if args.capture_video:
-        films = "rgb_array" in envs.metadata["render_modes"] and isinstance(envs.render()[0], np.ndarray)
-        check(films and find_spec("moviepy"), "--capture-video needs moviepy and images of rgb_array")
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
+    name = name.replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
@@ -467,6 +474,7 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
+        envs.close(terminate=True)
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # a gloo thread may still free a tensor, and abort the process
@@ -493,6 +501,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        if traceback.extract_tb(error.__traceback__)[-1].name not in ("check", "load_state_dict"):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        ours = (check.__code__.co_filename, "check")
+        if (place.filename, place.name) != ours and place.name != "load_state_dict":
             raise
         sys.exit(f"error: {error}")

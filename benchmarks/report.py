@@ -61,6 +61,23 @@ def median(numbers):
     return f"{middle} ({low} to {high})"
 
 
+def verdict(ours, theirs):
+    """ours against theirs: ahead, behind, or level within the standard error of the difference."""
+    difference = statistics.mean(ours) - statistics.mean(theirs)
+    error = math.sqrt(sum(statistics.variance(numbers) / len(numbers) for numbers in (ours, theirs)))
+    return "level" if abs(difference) <= error else "ahead" if difference > 0 else "behind"
+
+
+def compare(work, peer, variant):
+    """Their mean, and how ours of the same environment stands to it; training episodes for CleanRL."""
+    column = "last_20" if peer in CLEANRL.values() else "evaluation"
+    theirs = values(column, peer, work.env_id, variant)
+    if not theirs or work.script not in CLEANRL:
+        return ""
+    ours = values(column, work.script, work.env_id, work.variant)
+    return f"{mean(theirs, width=False)}, {verdict(ours, theirs)}" if len(ours) > 1 else mean(theirs, width=False)
+
+
 def table(header, rows):
     """A Markdown table without the columns that are empty in all rows."""
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
@@ -75,9 +92,8 @@ def results():
         name = work.env_id + (f", {work.variant}" if work.variant != "defaults" else "")
         row = [name, f"`{work.script}`", f"{work.steps:,}", str(len(score)), mean(score)]
         row.append(areas(work.script, work.env_id, work.variant))
-        others = [values("evaluation", script, work.env_id, variant) for script, variant in PEERS.values()]
-        others.append(values("last_20", CLEANRL.get(work.script), work.env_id))
-        others = [mean(other, width=False) if work.script in CLEANRL else "" for other in others]
+        others = [*PEERS.values(), (CLEANRL.get(work.script), "defaults")]
+        others = [compare(work, *peer) for peer in others]
         rows.append([*row, f"{THRESHOLDS[work.env_id]}: {median(steps)}", *others])
     header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "area; second half"]
     header.append("median steps to a mean of (range)")

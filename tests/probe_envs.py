@@ -37,6 +37,7 @@ ACTION_SPACES = {
     "Discrete": {
         "ActDiscrete": Discrete(3),
         "ActDiscreteStart": Discrete(3, start=-1),
+        "ActDiscreteInt32": Discrete(3, start=2, dtype=np.int32),
         "ActOneChoice": Discrete(1),
         "ActMultiDiscrete": MultiDiscrete([3, 2, 5]),
         "ActMultiDiscrete2D": MultiDiscrete([[2, 3], [4, 2]]),
@@ -144,6 +145,26 @@ class Plain(Recorder):
 
     def __init__(self, action_space, observation_space):
         super().__init__(action_space, observation_space)
+
+
+class ArrayReward(Recorder):
+    """A Recorder that pays arrays of one number, as code does that computes with an action of one number."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.array([reward]), *rest
+
+
+def check(passed, message):
+    if not passed:
+        raise ValueError(message)
+
+
+class OwnCheck(Recorder):
+    """A Recorder with a function of the name that the scripts use."""
+
+    def step(self, action):
+        check(False, "a check of mine")
 
 
 class Trouble(Recorder):
@@ -566,6 +587,8 @@ for family in ("Discrete", "Box"):
     register(f"PythonRandom{family}", PythonRandom, **spaces)
     for kind in ("reused", "episode", "ragged", "mixed", "nested"):
         register(f"Info{kind}{family}", OddInfo, kind=kind, **spaces)
+    register(f"ArrayReward{family}", ArrayReward, **spaces)
+    register(f"OwnCheck{family}", OwnCheck, **spaces)
     register(f"NoPicture{family}", Unpainted, **spaces)
     register(f"NonePicture{family}", Painter, picture=None, **spaces)
     register(f"ObsMission{family}", Recorder, **spaces | {"observation_space": Dict(x=Box(-1, 1, (2,)), m=Mission())})

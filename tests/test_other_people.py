@@ -125,7 +125,7 @@ REFUSED = {
     "--num-minibatches 0": "--num-minibatches must be greater than 0",
     "--num-minibatches 5000": "--num-minibatches",
     "--device no-such-device": "cpu",
-    "--seed -1": "--seed must be at least 0",
+    "--seed -1": "--seed must be from 0",
     "--capture-video --env-id probe_envs:Plain{family}-v0": "'render_mode'",
     "--capture-video --env-id probe_envs:NoPicture{family}-v0": "--capture-video needs",
     "--capture-video --env-id probe_envs:NonePicture{family}-v0": "--capture-video needs",
@@ -260,3 +260,62 @@ def test_the_names_of_the_readme_exist():
         module = __import__(name)
         for function in ("Args", "ActorCritic", "compute_gae", "ppo_update", "evaluate", "train"):
             assert hasattr(module, function)
+
+
+def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
+    rollouts, rewards = record("collect_rollout"), []
+    for name in ("ArrayReward", "Recorder"):
+        rollouts.clear()
+        script.train(tiny(env_id=probe(name), log_dir=name))
+        rewards.append(np.concatenate([transitions["rewards"] for _, transitions, *_ in rollouts]))
+    np.testing.assert_array_equal(*rewards)
+
+
+def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, capsys, probe):
+    """After a million steps."""
+    calls = []
+
+    def endless(env, agent, obs, *rest):
+        calls.append(rest)
+        return (None, None, obs, *rest[:-1], [])
+
+    monkeypatch.setattr(script, "collect_rollout", endless)
+    args = tiny(eval_episodes=3, num_steps=250_000)
+    env = script.make_envs(args, 1) if hasattr(script, "make_envs") else script.make_env(args)
+    with pytest.warns(RuntimeWarning):
+        assert np.isnan(script.evaluate(None, env, args))
+    assert len(calls) == 4
+    assert "over 0 episodes" in capsys.readouterr().out
+
+
+def test_an_error_closes_the_environment(script, probe, tiny, monkeypatch, record):
+    """So that a sweep in which one run fails can open the next, where only one may be open."""
+    monkeypatch.setattr("probe_envs.Trouble.steps", 0)
+    monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
+    closed = []
+    monkeypatch.setattr("probe_envs.Trouble.close", lambda self: closed.append(self), raising=False)
+    with pytest.raises(FloatingPointError):
+        script.train(tiny(env_id=probe("Trouble")))
+    assert closed
+
+
+@once_per_script
+@pytest.mark.filterwarnings("ignore")
+def test_a_film_of_a_checkpoint_is_refused_as_that_of_a_run(script, probe, tiny, main):
+    script.train(tiny(env_id=probe("NoPicture")))
+    before = sorted(Path("runs").rglob("*"))
+    code, message = main("--evaluate", run_folder() / "checkpoint.pt", "--eval-episodes", 1, "--capture-video")
+    assert (code, message[:30]) == (1, "error: --capture-video needs m")
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+@once_per_script
+def test_an_error_in_a_check_of_the_environment_keeps_its_traceback(script, probe, main):
+    with pytest.raises(ValueError, match="a check of mine"):
+        main("--env-id", probe("OwnCheck"))
+
+
+@discrete_cases
+def test_an_action_has_the_dtype_of_its_space(script, tiny):
+    """The environment asserts that its space contains it."""
+    script.train(tiny(env_id="probe_envs:ActDiscreteInt32-v0"))
