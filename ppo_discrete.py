@@ -147,8 +147,9 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        policy = torch.distributions.Categorical(logits=outputs, validate_args=False)
-        return policy.log_prob(actions), policy.entropy()
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
+        logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
+        return logprobs, -(logp.exp() * logp).sum(-1)
 
 
 def make_env(args, video_folder=None):

@@ -171,8 +171,9 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            policy = torch.distributions.Categorical(logits=outputs, validate_args=False)
-            return policy.log_prob(actions), policy.entropy()
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
+            logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
+            return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
         return policy.log_prob(actions).sum(-1), policy.entropy().sum(-1)
 
@@ -326,10 +327,6 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
             optimizer.zero_grad()
             loss.backward()
-            if dist.is_initialized():
-                gradients = [p.grad for p in agent.parameters() if p.grad is not None]
-                mean = average(nn.utils.parameters_to_vector(gradients))
-                nn.utils.vector_to_parameters(mean, gradients)
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             check((loss + grad_norm).isfinite(), f"{cause}: {cure}", FloatingPointError)
             optimizer.step()
@@ -340,6 +337,9 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
+        if dist.is_initialized():  # not each gradient: an exchange takes a millisecond
+            parameters = average(nn.utils.parameters_to_vector(agent.parameters()).detach())
+            nn.utils.vector_to_parameters(parameters, agent.parameters())
         epoch_kl = torch.tensor(metrics["approx_kl"][-args.num_minibatches :]).mean()
         if args.target_kl is not None and average(epoch_kl) > args.target_kl:
             break

@@ -177,8 +177,8 @@ class PartlyUsed(ppo_vector.ActorCritic):
 
 
 def work(folder):
-    """What each of two processes does: a whole run, of which it saves the observations, returns and gradients."""
-    rank, obs, targets, gradients = int(os.environ["RANK"]), [], [], []
+    """What each of two processes does: a whole run, of which it saves the observations, returns and parameters."""
+    rank, obs, targets, parameters = int(os.environ["RANK"]), [], [], []
     collect_rollout, ppo_update, average = ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average
 
     def collect(*args):
@@ -195,13 +195,13 @@ def work(folder):
         own = tensor.clone()
         result = average(tensor)
         if own.numel() > 500:  # not the moments
-            gradients.append((own, result.clone()))
+            parameters.append((own, result.clone()))
         return result
 
     ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average = collect, update, averaged
     ppo_vector.ActorCritic = PartlyUsed
     agent = ppo_vector.train(ppo_vector.Args(**RUN, log_dir=f"{folder}/runs"))
-    results = {"obs": obs, "targets": targets, "gradients": gradients}
+    results = {"obs": obs, "targets": targets, "parameters": parameters}
     torch.save(results | {"weights": agent.state_dict()}, Path(folder, f"{rank}.pt"))
 
 
@@ -220,10 +220,11 @@ def test_two_processes_train_as_one(tmp_path):
     std = (torch.stack([x.square().mean() for x in targets]).mean() - mean**2).sqrt()
     for name, expected in (("obs_rms", rms), ("return_mean", mean), ("return_std", std)):
         torch.testing.assert_close(one["weights"][name], expected.float(), rtol=1e-4, atol=0)
-    assert len(one["gradients"]) > 3
-    for (mine, mean), (theirs, same) in zip(one["gradients"], other["gradients"], strict=True):
+    assert len(one["parameters"]) > 3
+    for (mine, mean), (theirs, same) in zip(one["parameters"], other["parameters"], strict=True):
         assert_same(mean, same)
         torch.testing.assert_close(mean, (mine + theirs) / 2)
+        assert not torch.equal(mine, theirs)
     folder = run_folder(tmp_path / "runs")
     assert len([*folder.glob("events*")]) == 1
     assert done.stdout.count("checkpoint: ") == done.stdout.count("evaluation: ") == 1
