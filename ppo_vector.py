@@ -474,7 +474,6 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
-        envs.close(terminate=True)
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # a gloo thread may still free a tensor, and abort the process

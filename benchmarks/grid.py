@@ -68,7 +68,7 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
-    Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", "--learning-rate 1e-3"),
+    Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "learning rate 1e-3", "--learning-rate 1e-3"),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
 ]

@@ -18,8 +18,8 @@ def test_a_signal_anywhere_leaves_a_checkpoint(script, probe, launch, tmp_path, 
     if place == "close":  # as where an environment hangs there
         place = "gym.vector.VectorEnv.close" if hasattr(script, "make_envs") else "gym.Wrapper.close"
     patch = f"""
-def interrupted(*args, function={place}, calls=[], **kwargs):
-    result = function(*args, **kwargs)
+def interrupted(*args, function={place}, calls=[]):
+    result = function(*args)
     calls.append(args)
     if len(calls) == {call}:
         signal.raise_signal(signal.SIGTERM)

@@ -288,7 +288,8 @@ def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, cap
     assert "over 0 episodes" in capsys.readouterr().out
 
 
-def test_an_error_closes_the_environment(script, probe, tiny, monkeypatch, record):
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] != "ppo_vector"], ids="-".join, indirect=True)
+def test_an_error_closes_the_environment(script, probe, tiny, monkeypatch):
     """So that a sweep in which one run fails can open the next, where only one may be open."""
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
