@@ -114,13 +114,13 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large ones; images: obs / 255
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm if large; for images obs / 255
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The first output of forward in NumPy, with the state_dict p: 6 us in place of 55."""
+        """The first output of forward in NumPy, with the state_dict p: 7 us in place of 47."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)

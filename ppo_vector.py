@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large ones; images: obs / 255
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm if large; for images obs / 255
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
