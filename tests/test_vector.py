@@ -205,7 +205,7 @@ def work(folder):
     torch.save(results | {"weights": agent.state_dict()}, Path(folder, f"{rank}.pt"))
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one_and_one_goes_on(tmp_path, monkeypatch):
     command = [sys.executable, *TORCHRUN, __file__, tmp_path]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -230,6 +230,11 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.stdout.count("checkpoint: ") == done.stdout.count("evaluation: ") == 1
     steps = [step for step, _ in read_scalars(folder)["losses/entropy"]]
     assert steps == [*range(128, 641, 128)]
+    monkeypatch.setattr(ppo_vector, "ActorCritic", PartlyUsed)
+    run = RUN | {"total_timesteps": 800, "resume": str(folder / "checkpoint.pt")}
+    assert not torch.equal(ppo_vector.train(ppo_vector.Args(**run)).obs_rms, one["weights"]["obs_rms"])
+    resumed = [step for step, _ in read_scalars(folder)["losses/entropy"]]
+    assert resumed == [*steps, 704, 768, 832]
 
 
 @pytest.fixture
