@@ -34,7 +34,7 @@ WORK = {  # what is measured, and against what; sb3_peer.py runs in SB3's enviro
         f"ppo_continuous.py {LANDER} {SAME} --seed SEED",
         "sb3_peer.py same LunarLanderContinuous-v3 SEED 20000",
     ),
-    "speed_vector": (f"ppo_vector.py {CARTPOLE} {CLEANRL} --seed SEED", "sb3_peer.py vector CartPole-v1 SEED 30000"),
+    "speed_vector": (f"ppo_vector.py {CARTPOLE} {CLEANRL} --seed SEED", "sb3_peer.py dummy-4 CartPole-v1 SEED 30000"),
     "torchrun": (f"{TORCHRUN} {DISTRIBUTED} 200000", f"{DISTRIBUTED} 100000"),
     "torchrun_256": (f"{TORCHRUN} {DISTRIBUTED} 400000 --num-steps 256", f"{DISTRIBUTED} 200000 --num-steps 256"),
 }
@@ -54,7 +54,7 @@ def run(words, seed, sb3_python, log_dir):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ROOT / "benchmarks"}
     start = time.perf_counter()
     done = subprocess.run([python, *words], cwd=log_dir, env=environment, capture_output=True, text=True, check=True)
-    return time.perf_counter() - start, float(re.findall(r"(\d+) steps/s", done.stdout)[-1])
+    return time.perf_counter() - start, float("".join(re.findall(r"(\d+) steps/s|SPS: (\d+)", done.stdout)[-1]))
 
 
 def main():

@@ -3,8 +3,9 @@
     python benchmarks/sb3_peer.py SETTINGS ENV_ID SEED STEPS [TARGET [EVALUATION_EPISODES]]
 
 SETTINGS: `defaults`, SB3's; `zoo`, RL Zoo's tuned settings of the environment; `same`, the work of our
-single-environment scripts at 10 epochs of minibatches of 256; `vector`, the work of CleanRL's ppo.py; the last two on a
-shared 64-64 network like ours. Stops at a 20-episode mean of TARGET and prints what our scripts print.
+single-environment scripts at 10 epochs of minibatches of 256; `dummy-N` and `subproc-N`, the work of CleanRL's ppo.py
+in N environments; the last three on a shared 64-64 network like ours. Stops at a 20-episode mean of TARGET and prints
+what our scripts print.
 """
 
 import sys
@@ -17,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from torch import nn
 
 
@@ -65,7 +66,6 @@ ZOO = {  # number of environments, VecNormalize, settings: hyperparams/ppo.yml o
 SETTINGS = {
     "defaults": (1, False, {}),
     "same": (1, False, {"n_steps": 2048, "batch_size": 256, "n_epochs": 10} | SHARED),
-    "vector": (4, False, {"n_steps": 128, "batch_size": 128, "n_epochs": 4} | SHARED),
 }
 
 
@@ -91,8 +91,14 @@ class Report(BaseCallback):
 
 def main(settings, env_id, seed, steps, target="inf", episodes="0"):
     torch.set_num_threads(1)
-    num_envs, normalize, keywords = ZOO[env_id] if settings == "zoo" else SETTINGS[settings]
-    envs = make_vec_env(env_id, n_envs=num_envs, seed=int(seed))
+    settings, _, count = settings.partition("-")
+    if count:
+        work = {"n_steps": 128, "batch_size": 32 * int(count), "n_epochs": 4}
+        num_envs, normalize, keywords = int(count), False, work | SHARED
+    else:
+        num_envs, normalize, keywords = ZOO[env_id] if settings == "zoo" else SETTINGS[settings]
+    processes = SubprocVecEnv if settings == "subproc" else None
+    envs = make_vec_env(env_id, n_envs=num_envs, seed=int(seed), vec_env_cls=processes)
     if normalize:
         envs = VecNormalize(envs, gamma=keywords.get("gamma", 0.99))
     model = PPO("MlpPolicy", envs, seed=int(seed), device="cpu", **keywords)
