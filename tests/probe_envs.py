@@ -457,11 +457,16 @@ for scale in (1e-4, 1, 1e4):
 
 
 class Sized(Recorder):
-    """A Recorder whose observations are so large."""
+    """A Recorder whose observations are so large, and 0 in this share of the steps."""
 
-    def __init__(self, size, **spaces):
+    def __init__(self, size, zeros=0.0, **spaces):
         super().__init__(**spaces)
-        self.observation_space.sample = lambda: size * self.np_random.normal(1, 0.1, 3).astype(np.float32)
+        self.size, self.zeros = size, zeros
+        self.observation_space.sample = self.draw
+
+    def draw(self):
+        size = self.size * (self.np_random.random() >= self.zeros)
+        return size * self.np_random.normal(1, 0.1, 3).astype(np.float32)
 
 
 class Scales(gym.Env):
@@ -579,11 +584,13 @@ class Faulty(Recorder):
         return super().step(action)
 
 
-BUGS = (ValueError, TypeError, KeyError, gym.error.Error, gym.error.ResetNeeded, FloatingPointError, RuntimeError)
+BUGS = (ValueError, TypeError, KeyError, gym.error.Error, gym.error.ResetNeeded, FloatingPointError)
+BUGS += RuntimeError, NotImplementedError
 for family in ("Discrete", "Box"):
     spaces = {"action_space": ACTIONS[family], "observation_space": Box(-1, 1, (3,))}
     for exponent in (-6, 0, 4, 8):
         register(f"Size{exponent}{family}", Sized, size=10.0**exponent, **spaces)
+    register(f"MostlyZero{family}", Sized, size=1.0, zeros=0.7, **spaces)
     register(f"PythonRandom{family}", PythonRandom, **spaces)
     for kind in ("reused", "episode", "ragged", "mixed", "nested"):
         register(f"Info{kind}{family}", OddInfo, kind=kind, **spaces)

@@ -109,7 +109,7 @@ REFUSED = {
     "--env-id probe_envs:NeedsExtra-v0": "no_such_package",
     "--env-id HalfCheetah-v2": "gymnasium-robotics",
     "--env-id probe_envs:ObsSequence{family}-v0": "cannot flatten",
-    "--env-id probe_envs:ObsMission{family}-v0": "cannot be flattened",
+    "--env-id probe_envs:ObsMission{family}-v0": "cannot flatten",
     "--env-id probe_envs:ActTuple-v0": "has actions Tuple",
     "--env-id probe_envs:ActIntegerBox-v0": "has actions Box",
     "--env-kwargs {{size:1}}": "Error parsing --env-kwargs",

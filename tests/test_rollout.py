@@ -136,11 +136,11 @@ def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
         player().play(20, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("exponent", [-6, 0, 4, 8])
-def test_numpy_and_torch_agree_at_every_size_of_observations(script, player, action_space, exponent):
-    """Rounding errors grow with the observations, and are no difference."""
-    played = player(f"Size{exponent}")
-    for seed in range(5):
+@pytest.mark.parametrize("name", ["Size-6", "Size0", "Size4", "Size8", "MostlyZero"])
+def test_numpy_and_torch_agree_at_every_size_of_observations(script, player, action_space, name):
+    """Rounding errors are no difference. They grow with the observations; a new network gives 0 where these are 0."""
+    played = player(name)
+    for seed in range(20):
         torch.manual_seed(seed)
         played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
         played.play(100, np.random.default_rng(0))
