@@ -203,7 +203,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, np.asarray(reward).item(), next_obs, terminated, truncated))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))
+            episodes.append(info.pop("ppo_episode"))  # info may be reused
             obs, _ = env.reset()
     columns = map(np.array, zip(*steps, strict=True))
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = columns
@@ -318,7 +318,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has later ones
     if saved:
         check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
         check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")

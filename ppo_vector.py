@@ -392,7 +392,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has later ones
     if saved:
         check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
         check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
