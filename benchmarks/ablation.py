@@ -5,7 +5,6 @@ python benchmarks/ablation.py
 
 from grid import WORKS, run
 
-BASE = "earlier defaults"  # what the changes in runs.csv were made to; after a new run: "defaults"
 ENV_IDS = ("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3")
 
 # What no flag switches is patched: pairs of (text of the script, other text)
@@ -28,6 +27,19 @@ TWO_NETWORKS = (
     ("values = self.critic(hidden)", "values = self.critic(self.critic_backbone(obs))"),
     ("import json\n", "import copy\nimport json\n"),
 )
+MEAN_AND_STD = (
+    ("self.return_mean = nn", "self.obs_mean = nn.Buffer(torch.zeros(obs_space.shape))\n        self.return_mean = nn"),
+    ("torch.asinh(obs / self", "torch.asinh((obs - self.obs_mean) / self"),
+    ("np.arcsinh(obs / p", 'np.arcsinh((obs - p["obs_mean"]) / p'),
+    (
+        "        square = self.obs_rms.square().lerp(obs.square().mean(0), weight)\n"
+        "        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))\n",
+        "        delta = obs.mean(0) - self.obs_mean\n"
+        "        variance = (1 - weight) * (self.obs_rms**2 + weight * delta**2) + weight * obs.var(0, correction=0)\n"
+        "        self.obs_rms.copy_(torch.where(variance > 1e-8, variance.sqrt(), 1))\n"
+        "        self.obs_mean += weight * delta\n",
+    ),
+)
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
     "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64 "
@@ -41,6 +53,7 @@ CHANGES = {  # variant: (flags, patch)
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
+    "mean and standard deviation": ("--norm-obs", MEAN_AND_STD),
     "two networks": ("", TWO_NETWORKS),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
@@ -49,12 +62,13 @@ CHANGES = {  # variant: (flags, patch)
 def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
-        flags = "--no-norm-obs" if flags == "--norm-obs" else flags
+        flags = "--no-norm-obs" if variant == "observation normalization switched" else flags
         flags += " --log-std-init 0" * (variant == "settings of the tutorial")
     return work._replace(seeds=range(1, 6), variant=variant, flags=flags.strip(), patch=patch)
 
 
 if __name__ == "__main__":
-    bases = [work for work in WORKS if work.env_id in ENV_IDS and work.script != "ppo_vector.py"]
-    works = [change(work, variant) for work in bases for variant in CHANGES]
+    defaults = [work for work in WORKS if work.variant == "defaults" and work.script != "ppo_vector.py"]
+    works = [change(work, variant) for work in defaults if work.env_id in ENV_IDS for variant in CHANGES]
+    works += [change(work, "mean and standard deviation") for work in defaults if work.env_id not in ENV_IDS]
     run([work for work in works if work.flags or work.patch])

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections import defaultdict
 
-from ablation import BASE, CHANGES, ENV_IDS
+from ablation import CHANGES, ENV_IDS
 from grid import ROOT, THRESHOLDS, WORKS, read
 
 RUNS = read("runs")
@@ -29,9 +29,10 @@ def values(column, script, env_id, variant="defaults", seeds=None):
     return [float(run[column]) if run[column] else None for run in runs]
 
 
-def areas(script, env_id, variant="defaults"):
+def areas(script, env_id, variant="defaults", seeds=None):
     """Mean over seeds of the curve's mean over all steps, and over the second half of them."""
-    curves = [curve for (*names, _), curve in CURVES.items() if names == [script, env_id, variant]]
+    keys = [key for key in CURVES if key[:3] == (script, env_id, variant) and (seeds is None or key[3] in seeds)]
+    curves = [CURVES[key] for key in keys]
     curves = [[(step, value) for step, value in curve if not math.isnan(value)] for curve in curves]
     if not curves:
         return ""
@@ -72,7 +73,7 @@ def compare(work, peer, variant):
     """Their mean, and how ours of the same environment stands to it; training episodes for CleanRL."""
     column = "last_20" if peer in CLEANRL.values() else "evaluation"
     theirs = values(column, peer, work.env_id, variant)
-    if not theirs or work.script not in CLEANRL:
+    if not theirs or work.steps not in [w.steps for w in WORKS if w.env_id == work.env_id and w.script in CLEANRL]:
         return ""
     ours = values(column, work.script, work.env_id, work.variant)
     return f"{mean(theirs, width=False)}, {verdict(ours, theirs)}" if len(ours) > 1 else mean(theirs, width=False)
@@ -119,18 +120,29 @@ def peers():
 
 
 def ablations():
-    """Greedy means of each change, and of the defaults on the seeds that all changes have."""
-    columns, rows = ["", "CartPole-v1, steps to 475"], [[BASE], *([variant] for variant in CHANGES)]
+    """Area; second half; greedy mean of each change, and of the defaults on the seeds that all changes have."""
+    columns, rows = ["", "CartPole-v1, steps to 475"], [["defaults"], *([variant] for variant in CHANGES)]
     for env_id in ENV_IDS:
         script = next(work.script for work in WORKS if work.env_id == env_id)
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
         seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
         columns.append(f"{env_id}, {len(seeds)} seed{'s' * (len(seeds) != 1)}")
-        for row, variant in zip(rows, (BASE, *CHANGES), strict=True):
+        for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
             if env_id == "CartPole-v1":
                 row.append(median(values("solved_at", script, env_id, variant, seeds)))
-            row.append(mean(values("evaluation", script, env_id, variant, seeds)))
+            score = mean(values("evaluation", script, env_id, variant, seeds))
+            row.append(score and f"{areas(script, env_id, variant, seeds)}; {score}")
     return table(columns, rows)
+
+
+def vector_peers():
+    """Steps per second of each side over the number of environments."""
+    runs = read("vector_peers")
+    speeds = {(run["env_id"], run["side"], run["environments"]): int(run["steps_per_second"]) for run in runs}
+    sizes = [*dict.fromkeys(run["environments"] for run in runs)]
+    sides = [*dict.fromkeys((run["env_id"], run["side"]) for run in runs)]
+    rows = [[env_id, side, *(f"{speeds[env_id, side, n]:,}" for n in sizes)] for env_id, side in sides]
+    return table(["environment", "side", *sizes], rows)
 
 
 def environments():
@@ -141,7 +153,12 @@ def environments():
 
 TABLES = {
     "README.md": {"results": results},
-    "benchmarks/README.md": {"peers": peers, "ablations": ablations, "environments": environments},
+    "benchmarks/README.md": {
+        "peers": peers,
+        "ablations": ablations,
+        "vector_peers": vector_peers,
+        "environments": environments,
+    },
 }
 
 

@@ -16,7 +16,7 @@ import gymnasium as gym
 from pairs import ROOT, run
 from peers import absolute
 
-SIZES = {1: 16_384, 4: 32_768, 16: 65_536, 64: 131_072}  # environments, steps
+SIZES = {1: 8_192, 4: 16_384, 16: 32_768, 64: 65_536}  # environments, steps
 WORK = "--num-envs {n} --num-steps 128 --num-minibatches 4 --update-epochs 4 --total-timesteps {steps} --seed SEED"
 OURS = f"ppo_vector.py --env-id {{env_id}} {WORK} --hidden-size 64 --eval-episodes 0"
 SIDES = {
