@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm where it is large
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large values
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -203,7 +203,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, np.asarray(reward).item(), next_obs, terminated, truncated))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # info may be reused
+            episodes.append(info.pop("ppo_episode"))  # environments may reuse info
             obs, _ = env.reset()
     columns = map(np.array, zip(*steps, strict=True))
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = columns
@@ -318,7 +318,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has later ones
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint changes them
     if saved:
         check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
         check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
@@ -353,7 +353,7 @@ def train(args):
                 agent.update_return_stats(returns, weight)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted by the old
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal

@@ -134,7 +134,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm where it is large
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large values
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -392,7 +392,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # a checkpoint has later ones
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint changes them
     if saved:
         check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
         check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
@@ -432,7 +432,7 @@ def train(args):
                 agent.update_return_stats(returns, weight)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted by the old
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
             global_step += batch_size
 
             # Log to TensorBoard and the terminal

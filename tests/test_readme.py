@@ -128,7 +128,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     ]
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
-        ('            episodes.append(info.pop("ppo_episode"))  # info may be reused\n', success),
+        ('            episodes.append(info.pop("ppo_episode"))  # environments may reuse info\n', success),
         (
             '                metrics["charts/episodic_return"] =',
             curve + '                metrics["charts/episodic_return"] =',
