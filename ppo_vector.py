@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -158,7 +158,7 @@ class ActorCritic(nn.Module):
         self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
         self.return_mean += weight * delta
 
-    # The distribution of the actions, by logits or means: change these three methods together
+    # The actions' distribution: change the three together; sample and greedy get NumPy arrays
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -279,7 +279,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     fits = actions.shape[1:] == envs.single_action_space.shape and logprobs.isfinite().all()
     check(fits, "sample gave actions of a wrong shape, or log_prob_and_entropy NaN or Inf for them")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest outputs: others may be masked
-    same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol, equal_nan=True)
+    same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     obs_batch = torch.as_tensor(all_obs[:-1][valid], device=args.device)
     rollout = {"obs": obs_batch, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -293,10 +293,10 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * (1 - terminated) * next_values - values
     decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)
-    advantages = np.zeros((len(deltas) + 1, *deltas.shape[1:]))
-    for t in reversed(range(len(deltas))):
-        advantages[t] = deltas[t] + decay[t] * advantages[t + 1]
-    return advantages[:-1], advantages[:-1] + values
+    advantages = deltas.copy()
+    for t in reversed(range(len(deltas) - 1)):
+        advantages[t] += decay[t] * advantages[t + 1]
+    return advantages, advantages + values
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
@@ -312,7 +312,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {sizes}"
     cure = "try --norm-obs or a lower --learning-rate"
     for _ in range(args.update_epochs):
-        for rows in torch.tensor(rng.permutation(len(returns))).tensor_split(args.num_minibatches):
+        for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
             logprobs, entropies = agent.log_prob_and_entropy(outputs, rollout["actions"][rows])
             # Policy loss
@@ -414,7 +414,7 @@ def train(args):
 
     batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
-    last_returns = []
+    last_returns = deque(maxlen=20)
     solved = False
     start_time = time.perf_counter()
     try:
@@ -436,7 +436,7 @@ def train(args):
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
-            last_returns = [*last_returns, *(episode["r"] for episode in episodes)][-20:]
+            last_returns.extend(episode["r"] for episode in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
             solved = len(last_returns) == 20 and mean_return >= args.target_return
             solved = average(torch.tensor(float(solved))) == 1  # in all processes
