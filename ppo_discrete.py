@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict, deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,16 +129,16 @@ class ActorCritic(nn.Module):
 
     # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.square().lerp(obs.square().mean(0), weight)
+        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
         delta = returns.mean() - self.return_mean.item()
         variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * returns.var()
-        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
+        self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
         self.return_mean += weight * delta
 
-    # The actions' distribution: change the three together; sample and greedy get NumPy logits
+    # The actions' distribution: change the three together; sample and greedy get NumPy arrays
     def sample(self, outputs, rng):
         return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
 
@@ -163,12 +163,13 @@ def make_env(args, video_folder=None):
     if args.capture_video:
         env.reset()
         films = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
-        films = films and isinstance(env.render(), np.ndarray)
+        films = films and env.render_mode and np.ndim(env.render()) == 3
         check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
+    env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Other wrappers go here; to normalize observations use --norm-obs
+    # Other wrappers go here; no checkpoint keeps NormalizeObservation, so use --norm-obs
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
     flat = isinstance(env.observation_space, Box)
@@ -200,14 +201,14 @@ def collect_rollout(env, agent, obs, args, rng=None):
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         next_obs, reward, terminated, truncated, info = env.step(action)
         next_obs = np.array(next_obs, np.float32)
-        steps.append((obs, outputs, action, np.asarray(reward).item(), next_obs, terminated, truncated))
+        steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # environments may reuse info
+            episodes.append(info.pop("ppo_episode"))  # a KeyError: move the wrapper that ended it above
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(x).all() for x in (all_obs, next_obs, rewards))
-    check(finite, f"{args.env_id} gave an observation or reward of NaN or Inf", FloatingPointError)
+    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
@@ -215,7 +216,8 @@ def collect_rollout(env, agent, obs, args, rng=None):
     logprobs, _ = agent.log_prob_and_entropy(expected, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     fits = actions.shape[1:] == env.action_space.shape and logprobs.isfinite().all()
-    check(fits, "sample gave actions of a wrong shape, or log_prob_and_entropy NaN or Inf for them")
+    fits = fits and logprobs.shape == values.shape == rewards.shape
+    check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest outputs: others may be masked
     same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
@@ -280,7 +282,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 
 
 def evaluate(agent, env, args):
-    """Play greedy episodes in env and close it. Prints and returns their mean return."""
+    """Play greedy episodes in env. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     steps = 0
@@ -288,7 +290,6 @@ def evaluate(agent, env, args):
         _, _, obs, episodes = collect_rollout(env, agent, obs, args)
         returns += [episode["r"] for episode in episodes]
         steps += args.num_steps
-    env.close()
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
     print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
@@ -308,6 +309,9 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
+    same = not saved or saved["args"]["env_id"] == args.env_id
+    check(same, f"{args.resume} is no run of {args.env_id}")
+    check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed)  # for environments that use the global generators
     np.random.seed(seed)
@@ -319,8 +323,6 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     learning_rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint changes them
     if saved:
-        check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
-        check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
@@ -341,9 +343,9 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
+            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = fraction * learning_rate
+                group["lr"] = float(fraction) * learning_rate  # a checkpoint takes no NumPy number
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -376,11 +378,11 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
 
-        env.close()  # before another is made: some environments allow only one at a time
         print(end="\n" if sys.stdout.isatty() else "")  # after the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
+            env.close()  # before another is made: some environments allow only one at a time
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
@@ -406,10 +408,10 @@ if __name__ == "__main__":
             args = tyro.cli(Args, default=Args(**saved["args"]))
         if args.evaluate:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
-            env = make_env(args, Path(checkpoint).parent / "videos")
-            agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
-            agent.load_state_dict(saved["agent"])
-            evaluate(agent, env, args)
+            with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
+                agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
+                agent.load_state_dict(saved["agent"])
+                evaluate(agent, env, args)
         else:
             train(args)
     except Exception as error:

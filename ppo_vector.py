@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict, deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,14 +148,14 @@ class ActorCritic(nn.Module):
 
     # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.square().lerp(average(obs.float().square().mean(0)), weight)
+        square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()]))
         variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * (square - delta**2)
-        self.return_std.copy_(variance.sqrt().clamp(min=1e-4))
+        self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
         self.return_mean += weight * delta
 
     # The actions' distribution: change the three together; sample and greedy get NumPy arrays
@@ -185,7 +185,7 @@ class DropInfo(gym.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return obs, np.asarray(reward).item(), terminated, truncated, {}
+        return obs, np.asarray(reward, float).item(), bool(terminated), bool(truncated), {}
 
 
 def make_envs(args, num_envs, video_folder=None):
@@ -195,7 +195,7 @@ def make_envs(args, num_envs, video_folder=None):
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
-        except gym.error.Error:  # a native vector environment takes no wrappers
+        except gym.error.Error:  # a native one takes no wrappers: for yours --vectorization-mode sync
             envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):
@@ -204,11 +204,11 @@ def make_envs(args, num_envs, video_folder=None):
     if args.capture_video:
         envs.reset()
         films = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
-        films = films and isinstance(envs.render()[0], np.ndarray)
+        films = films and envs.render_mode and np.ndim(envs.render()[0]) == 3
         check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
         envs = gym.wrappers.vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here; to normalize observations use --norm-obs
+    # Vector wrappers go here; no checkpoint keeps NormalizeObservation, so use --norm-obs
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
         if obs_space != flatten_space(obs_space):  # not always: it takes 15% of the time on CartPole
@@ -258,8 +258,8 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         obs, reward, terminated, truncated, info = envs.step(action)
-        terminated = np.array(terminated)
-        truncated = np.array(truncated)
+        terminated = np.array(terminated, bool)
+        truncated = np.array(truncated, bool)
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
@@ -268,16 +268,17 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
     finite = np.isfinite(all_obs).all() and np.isfinite(rewards).all()
-    check(finite, f"{args.env_id} gave an observation or reward of NaN or Inf", FloatingPointError)
+    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
     actions = actions[valid].astype(envs.single_action_space.dtype)
     actions = torch.as_tensor(actions, device=args.device)
     expected, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     expected = expected.unflatten(0, all_obs.shape[:2])[:-1]
-    values = values.cpu().numpy().reshape(all_obs.shape[:2])
+    values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
     logprobs, _ = agent.log_prob_and_entropy(expected[torch.as_tensor(valid)], actions)
     fits = actions.shape[1:] == envs.single_action_space.shape and logprobs.isfinite().all()
-    check(fits, "sample gave actions of a wrong shape, or log_prob_and_entropy NaN or Inf for them")
+    fits = fits and logprobs.shape == rewards[valid].shape and values[:-1].shape == rewards.shape
+    check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest outputs: others may be masked
     same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
@@ -347,7 +348,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 
 
 def evaluate(agent, envs, args):
-    """Play greedy episodes in envs and close them. Prints and returns their mean return."""
+    """Play greedy episodes in envs. Prints and returns their mean return."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
@@ -356,7 +357,6 @@ def evaluate(agent, envs, args):
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
         returns += [episode["r"] for episode in episodes]
         steps += args.num_steps
-    envs.close()
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
     print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
@@ -383,6 +383,9 @@ def train(args):
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
+    same = not saved or saved["args"]["env_id"] == args.env_id
+    check(same, f"{args.resume} is no run of {args.env_id}")
+    check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed + rank)  # for environments that use the global generators
     np.random.seed(seed + rank)
@@ -394,8 +397,6 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     learning_rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint changes them
     if saved:
-        check(args.env_id == saved["args"]["env_id"], f"{args.resume} is no run of {args.env_id}")
-        check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
@@ -419,9 +420,9 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
+            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = fraction * learning_rate
+                group["lr"] = float(fraction) * learning_rate  # a checkpoint takes no NumPy number
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -459,12 +460,12 @@ def train(args):
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
 
-        envs.close()  # before another is made: some environments allow only one at a time
         if rank == 0:
             print(end="\n" if sys.stdout.isatty() else "")  # after the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
+                envs.close()  # before another is made: some environments allow only one at a time
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
@@ -474,6 +475,8 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
+        with suppress(Exception):  # of workers that were killed
+            envs.close(timeout=1)
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # a gloo thread may still free a tensor, and abort the process
@@ -493,10 +496,10 @@ if __name__ == "__main__":
             args = tyro.cli(Args, default=Args(**saved["args"]))
         if args.evaluate:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
-            envs = make_envs(args, 1, Path(checkpoint).parent / "videos")
-            agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
-            agent.load_state_dict(saved["agent"])
-            evaluate(agent, envs, args)
+            with closing(make_envs(args, 1, Path(checkpoint).parent / "videos")) as envs:
+                agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
+                agent.load_state_dict(saved["agent"])
+                evaluate(agent, envs, args)
         else:
             train(args)
     except Exception as error:

@@ -13,6 +13,7 @@ import probe_envs
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
@@ -64,6 +65,8 @@ def sandbox(tmp_path, monkeypatch):
     """Each test runs in an empty folder, and torch keeps one thread."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
+    # Event files are read in the order of their names, which end in a count: 10 comes before 9, but 1010 after 1009
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
 
 
 class Player:

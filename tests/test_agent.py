@@ -104,9 +104,20 @@ def test_statistics_equal_numpy_over_all_rollouts(script, action_space, offset):
 @pytest.mark.parametrize("scale", [1e-12, 1e20])
 def test_statistics_of_extreme_observations_are_finite(script, action_space, scale):
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
-    agent.update_obs_stats(torch.tensor([[0, scale, -scale], [0, scale, scale]]), 1)
+    for weight in (1, 0.5):
+        agent.update_obs_stats(torch.tensor([[0, scale, -scale], [0, scale, scale]]), weight)
+    np.testing.assert_allclose(agent.obs_rms[1:], scale, rtol=1e-5)
     outputs, values = agent(torch.tensor([[0, scale, -scale], [1, 1, 1]]))
     assert outputs.isfinite().all() and values.isfinite().all()
+
+
+@once_per_script
+def test_statistics_of_equal_returns_are_finite(script, action_space):
+    """Rounding errors must not make a negative variance of them."""
+    for value in np.linspace(0.001, 1, 1000):
+        agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+        agent.update_return_stats(np.full(512, value), 1)
+        assert 1e-4 <= agent.return_std < 1e-2
 
 
 def test_evaluation_of_another_network_is_refused(script, agent, tiny, monkeypatch):

@@ -37,6 +37,26 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
     assert (checkpoint.read_bytes(), sorted(Path("runs").rglob("*"))) == before
 
 
+@once_per_script
+def test_a_finished_run_is_refused_before_an_environment_is_made(checkpoint, main, monkeypatch):
+    for name in ("gymnasium.make", "gymnasium.make_vec"):
+        monkeypatch.setattr(name, None)
+    assert main("--resume", checkpoint) == (1, "error: raise --total-timesteps above 64")
+
+
+@once_per_script
+def test_a_schedule_by_numpy_makes_a_checkpoint_that_loads(script, tiny):
+    """torch refuses to load NumPy's numbers."""
+    linear = "fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1"
+    source = Path(script.__file__).read_text()
+    assert source.count(linear) == 1
+    edited = {"__name__": "edited", "__file__": script.__file__}
+    exec(source.replace(linear, "fraction = np.cos(global_step / args.total_timesteps)"), edited)
+    edited["train"](tiny())
+    (group,) = torch.load(run_folder() / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(script.Args.learning_rate * np.cos(0.75))
+
+
 def test_a_checkpoint_of_another_script_is_one_line(main, checkpoint, script):
     other = {"ppo_discrete": {"num_envs": 4}, "ppo_continuous": {"num_envs": 4}, "ppo_vector": {"other": 1}}
     saved = torch.load(checkpoint)

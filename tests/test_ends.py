@@ -88,4 +88,6 @@ def test_nan_is_one_line_and_leaves_a_sound_checkpoint(script, launch, flags, tm
     result = launch(script.__file__, *flags, PROBE_TROUBLE="170 reward nan")
     assert result.returncode == 1
     assert re.fullmatch(r"error: .*NaN.*\n", result.stderr)
-    assert all(torch.isfinite(value).all() for value in load(run_folder(tmp_path / "runs"))["agent"].values())
+    checkpoint = load(run_folder(tmp_path / "runs"))
+    assert all(torch.isfinite(value).all() for value in checkpoint["agent"].values())
+    assert checkpoint["step"] > 128  # the last regular one: the rollouts after it were sound

@@ -89,7 +89,7 @@ def test_what_people_call_raises_exceptions(script, probe, tiny, monkeypatch):
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
     for error, flags in [
-        (FloatingPointError, {"env_id": probe("Trouble")}),
+        (ValueError, {"env_id": probe("Trouble")}),
         (ValueError, {"env_id": "Unknown-v0"}),
         (ValueError, {"env_id": "probe_envs:ActTuple-v0"}),
         (ValueError, {"num_minibatches": 1000}),
@@ -288,16 +288,32 @@ def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, cap
     assert "over 0 episodes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0] != "ppo_vector"], ids="-".join, indirect=True)
-def test_an_error_closes_the_environment(script, probe, tiny, monkeypatch):
+@once_per_script
+def test_an_error_closes_the_environment(script, probe, tiny, main, monkeypatch):
     """So that a sweep in which one run fails can open the next, where only one may be open."""
+    script.train(tiny(env_id=probe("Trouble")))
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
     closed = []
     monkeypatch.setattr("probe_envs.Trouble.close", lambda self: closed.append(self), raising=False)
-    with pytest.raises(FloatingPointError):
-        script.train(tiny(env_id=probe("Trouble")))
+    with pytest.raises(ValueError):
+        script.train(tiny(env_id=probe("Trouble"), log_dir="failed"))
     assert closed
+    closed.clear()
+    monkeypatch.setattr("probe_envs.Trouble.steps", 0)
+    code, _ = main("--evaluate", run_folder() / "checkpoint.pt", "--eval-episodes", 20)
+    assert code == 1 and closed
+
+
+@once_per_script
+@pytest.mark.parametrize("eval_episodes", [0, 2])
+def test_an_environment_is_closed_once(script, probe, tiny, main, monkeypatch, eval_episodes):
+    """A second time may be an error, as where a connection is gone."""
+    closed = []
+    monkeypatch.setattr("probe_envs.Recorder.close", lambda self: closed.append(self))
+    script.train(tiny(eval_episodes=eval_episodes))
+    assert main("--evaluate", run_folder() / "checkpoint.pt", "--eval-episodes", 1) == (0, "")
+    assert len({*map(id, closed)}) == len(closed) > 1
 
 
 @once_per_script

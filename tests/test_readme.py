@@ -128,7 +128,10 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     ]
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
-        ('            episodes.append(info.pop("ppo_episode"))  # environments may reuse info\n', success),
+        (
+            '            episodes.append(info.pop("ppo_episode"))  # a KeyError: move the wrapper that ended it above\n',
+            success,
+        ),
         (
             '                metrics["charts/episodic_return"] =',
             curve + '                metrics["charts/episodic_return"] =',

@@ -1,12 +1,14 @@
 """collect_rollout: each row is one transition of the environment, and an episode goes on in the next rollout."""
 
 import contextlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import reference
 import torch
 from conftest import CASES, OBS_SPACE
+from probe_envs import Recorder
 
 
 def column(rollout, transitions, i):
@@ -72,7 +74,7 @@ def test_the_episode_goes_on_in_the_next_rollout(player):
 def test_nan_and_inf_end_the_program(player, monkeypatch, trouble, step):
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
     monkeypatch.setenv("PROBE_TROUBLE", f"{step} {trouble}")
-    with pytest.raises(FloatingPointError, match="NaN or Inf"):
+    with pytest.raises(ValueError, match="NaN, Inf"):
         player("Trouble").play(20, np.random.default_rng(5))
 
 
@@ -119,12 +121,15 @@ def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, family, f
         player().play(100, np.random.default_rng(0))
 
 
+MISFIT = "actions must fit their space, and log-probabilities and values be"
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
 def test_actions_of_too_few_dimensions_are_one_line(agent, player, monkeypatch):
     """They would be broadcast to all dimensions of the environment."""
     sample = agent.sample
     monkeypatch.setattr(agent, "sample", lambda outputs, rng: sample(outputs, rng)[..., :1])
-    with pytest.raises(ValueError, match="sample gave actions of a wrong shape"):
+    with pytest.raises(ValueError, match=MISFIT):
         player().play(20, np.random.default_rng(0))
 
 
@@ -132,8 +137,57 @@ def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
     """As of an action at the end of a bounded distribution."""
     log_prob = agent.log_prob_and_entropy
     monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, None))
-    with pytest.raises(ValueError, match="or log_prob_and_entropy NaN or Inf"):
+    with pytest.raises(ValueError, match=MISFIT):
         player().play(20, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("part", ["logprobs", "values"])
+@pytest.mark.parametrize("num_steps", [2, 20])
+def test_a_forgotten_sum_or_squeeze_is_one_line(agent, player, monkeypatch, part, num_steps):
+    """The loss would broadcast (B, 1) and (B,) to (B, B)."""
+    forward, log_prob = agent.forward, agent.log_prob_and_entropy
+    if part == "values":
+        monkeypatch.setattr(agent, "forward", lambda obs: (forward(obs)[0], forward(obs)[1][..., None]))
+    else:
+        monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0][..., None], None))
+    with pytest.raises(ValueError, match=MISFIT):
+        player().play(num_steps, np.random.default_rng(0))
+
+
+BUFFER = np.zeros((), bool)
+
+
+def in_buffer(flag):
+    BUFFER[()] = flag
+    return BUFFER
+
+
+ODD_ENDS = {
+    "array": lambda flag: np.array([flag]),
+    "number": lambda flag: 3 * flag,
+    "NumPy": np.bool_,
+    "buffer": in_buffer,
+}
+ODD_REWARDS = {"fraction": Fraction, "array": lambda reward: np.array([reward]), "scalar": np.array}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("end, reward", [*((end, None) for end in ODD_ENDS), *((None, name) for name in ODD_REWARDS)])
+def test_ends_and_rewards_of_any_type(player, monkeypatch, end, reward):
+    """Each is what bool and float say of it."""
+    _, expected, episodes = player().play(200, np.random.default_rng(0))
+    step, end, reward = Recorder.step, ODD_ENDS.get(end, bool), ODD_REWARDS.get(reward, float)
+
+    def odd_step(self, action):
+        obs, number, terminated, truncated, info = step(self, action)
+        return obs, reward(number), end(terminated), truncated, info
+
+    monkeypatch.setattr(Recorder, "step", odd_step)
+    _, transitions, odd_episodes = player().play(200, np.random.default_rng(0))
+    assert expected["terminated"].any()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(transitions[name], array)
+    assert odd_episodes == episodes
 
 
 @pytest.mark.parametrize("name", ["Size-6", "Size0", "Size4", "Size8", "MostlyZero"])
