@@ -204,7 +204,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a KeyError: move the wrapper that ended it above
+            episodes.append(info.pop("ppo_episode"))  # KeyError: move up what ended it
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(x).all() for x in (all_obs, next_obs, rewards))
