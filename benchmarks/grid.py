@@ -31,6 +31,8 @@ THRESHOLDS = {  # a mean of 20 episodes that counts as solved
     "LunarLanderContinuous-v3": 200,
     "BipedalWalker-v3": 250,
     "HalfCheetah-v5": 4000,
+    "Hopper-v5": 2000,
+    "Walker2d-v5": 2000,
 }
 STATUS = re.compile(r"step (\d+)  mean return (\S+)  (\d+) steps/s")
 CLEANRL = re.compile(r"global_step=(\d+), episodic_return=\[?([-\d.]+)")
@@ -72,6 +74,8 @@ WORKS = [
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", WALKER),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
+    Work(C, "Hopper-v5", range(1, 6), 1_000_000),
+    Work(C, "Walker2d-v5", range(1, 6), 1_000_000),
 ]
 
 

@@ -4,7 +4,8 @@
     python benchmarks/peers.py --cleanrl ../cleanrl --cleanrl-python .cleanrl/bin/python
 
 SB3 runs by its defaults and by RL Zoo's tuned settings (sb3_peer.py). CleanRL runs its own files with their own
-settings; they do not evaluate greedily, so what counts is the mean of the last 20 training episodes.
+settings; they do not evaluate greedily, so what counts is the mean of the last 20 training episodes. The environments
+of MuJoCo are trained by SB3's defaults alone: RL Zoo's settings are for other versions of them.
 """
 
 import argparse
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from grid import ROOT, WORKS, Work, run
 
-ENV_IDS = [*dict.fromkeys(work.env_id for work in WORKS if work.env_id != "HalfCheetah-v5")]
+ENV_IDS = [*dict.fromkeys(work.env_id for work in WORKS)]
+MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 
 
 def absolute(path):
@@ -42,11 +44,12 @@ def main():
     works = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
     ours = {work.env_id: work for work in works}.values()  # a recipe has the environment and the steps of the defaults
     if args.sb3_python:
-        settings = ("defaults", "zoo")
-        run([Work("sb3_peer.py", w.env_id, args.seeds, w.steps, s) for w in ours for s in settings], sb3_command)
+        works = [Work("sb3_peer.py", w.env_id, args.seeds, w.steps) for w in ours]
+        run(works + [w._replace(variant="zoo") for w in works if w.env_id not in MUJOCO], sb3_command)
     if args.cleanrl:
         files = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_action.py"}
-        run([Work(files[w.script], w.env_id, args.seeds, w.steps) for w in ours], cleanrl_command)
+        works = [w for w in ours if w.env_id not in MUJOCO]
+        run([Work(files[w.script], w.env_id, args.seeds, w.steps) for w in works], cleanrl_command)
 
 
 if __name__ == "__main__":
