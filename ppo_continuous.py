@@ -157,7 +157,7 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions (K,), scaled by their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **args.env_kwargs | film)
+        env = gym.make(args.env_id, **film | args.env_kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):
             raise  # a fault in the code of the environment
@@ -407,14 +407,14 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    checkpoint = args.evaluate or args.resume
+    checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
-        if checkpoint:  # flags default to the checkpoint's
+        if checkpoint is not None:  # flags default to the checkpoint's
             check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))
-        if args.evaluate:
+        if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
                 agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)

@@ -191,7 +191,7 @@ class DropInfo(gym.Wrapper):
 def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim) and actions (N,), or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
-    kwargs = args.env_kwargs | film | {"vectorization_mode": args.vectorization_mode}
+    kwargs = film | args.env_kwargs | {"vectorization_mode": args.vectorization_mode}
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
@@ -487,14 +487,14 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = tyro.cli(Args)
-    checkpoint = args.evaluate or args.resume
+    checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
-        if checkpoint:  # flags default to the checkpoint's
+        if checkpoint is not None:  # flags default to the checkpoint's
             check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))
-        if args.evaluate:
+        if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             with closing(make_envs(args, 1, Path(checkpoint).parent / "videos")) as envs:
                 agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)

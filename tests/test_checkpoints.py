@@ -38,6 +38,14 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
 
 
 @once_per_script
+@pytest.mark.parametrize("flag", ["--evaluate", "--resume"])
+def test_an_empty_path_is_no_new_run(main, flag, tmp_path):
+    """As of a variable of the shell that is not set."""
+    assert main(flag, "") == (1, "error: there is no file")
+    assert not [*tmp_path.iterdir()]
+
+
+@once_per_script
 def test_a_finished_run_is_refused_before_an_environment_is_made(checkpoint, main, monkeypatch):
     for name in ("gymnasium.make", "gymnasium.make_vec"):
         monkeypatch.setattr(name, None)

@@ -317,6 +317,17 @@ def test_an_environment_is_closed_once(script, probe, tiny, main, monkeypatch, e
 
 
 @once_per_script
+def test_a_render_mode_of_ones_own_is_kept(script, tiny, monkeypatch):
+    """As of a window for the checkpoint of a filmed run: the check that follows refuses to film it."""
+    made = []
+    for name in ("gymnasium.make", "gymnasium.make_vec"):
+        monkeypatch.setattr(name, lambda *args, **kwargs: made.append(kwargs["render_mode"]))
+    with pytest.raises(AttributeError):
+        script.train(tiny(capture_video=True, env_kwargs={"render_mode": "human"}))
+    assert made == ["human"]
+
+
+@once_per_script
 @pytest.mark.filterwarnings("ignore")
 def test_a_film_of_a_checkpoint_is_refused_as_that_of_a_run(script, probe, tiny, main):
     script.train(tiny(env_id=probe("NoPicture")))
