@@ -76,7 +76,11 @@ def compare(work, peer, variant):
     if not theirs or work.steps not in [w.steps for w in WORKS if w.env_id == work.env_id and w.script in CLEANRL]:
         return ""
     ours = values(column, work.script, work.env_id, work.variant)
-    return f"{mean(theirs, width=False)}, {verdict(ours, theirs)}" if len(ours) > 1 else mean(theirs, width=False)
+    return (
+        f"{mean(theirs, width=False)}, {verdict(ours, theirs)}"
+        if min(len(ours), len(theirs)) > 1
+        else mean(theirs, width=False)
+    )
 
 
 def table(header, rows):
