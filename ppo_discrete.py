@@ -169,7 +169,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Other wrappers go here; no checkpoint keeps NormalizeObservation, so use --norm-obs
+    # Other wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
     flat = isinstance(env.observation_space, Box)
@@ -204,7 +204,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # KeyError: move up what ended it
+            episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up in make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(x).all() for x in (all_obs, next_obs, rewards))
@@ -345,7 +345,7 @@ def train(args):
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # a checkpoint takes no NumPy number
+                group["lr"] = float(fraction) * learning_rate  # NumPy's numbers in a checkpoint do not load
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)

@@ -208,7 +208,7 @@ def make_envs(args, num_envs, video_folder=None):
         check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
         envs = gym.wrappers.vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here; no checkpoint keeps NormalizeObservation, so use --norm-obs
+    # Vector wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
         if obs_space != flatten_space(obs_space):  # not always: it takes 15% of the time on CartPole
@@ -422,7 +422,7 @@ def train(args):
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # a checkpoint takes no NumPy number
+                group["lr"] = float(fraction) * learning_rate  # NumPy's numbers in a checkpoint do not load
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -475,7 +475,7 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
-        with suppress(Exception):  # of workers that were killed
+        with suppress(Exception):  # workers that were killed cannot answer
             envs.close(timeout=1)
         if world_size > 1:
             dist.destroy_process_group()

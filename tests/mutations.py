@@ -201,7 +201,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_agent.py::test_fresh_agent_is_close_to_uniform",
     ),
     (D, "if not diverged or not path.exists()", "if True", "test_other_people.py::test_a_diverged_agent_does_not"),
-    (D, "args.env_kwargs | film", "film", "test_other_people.py::test_arguments_of_the_environment"),
+    (D, "film | args.env_kwargs", "film", "test_other_people.py::test_arguments_of_the_environment"),
     (D, 'info.pop("ppo_episode")', 'info["ppo_episode"]', "test_other_people.py::test_nothing_in_an_info"),
     (D, ', stats_key="ppo_episode"', "", "test_other_people.py::test_nothing_in_an_info"),
     (D, "check(same, f", "check(True, f", "test_checkpoints.py::test_what_does_not"),
