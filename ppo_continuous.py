@@ -7,7 +7,7 @@
     python ppo_continuous.py --env-id Pendulum-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
-targets are normalized, advantages once a rollout, and large observations grow as a logarithm.
+targets are normalized; so are advantages, once a rollout; large observations grow as a logarithm.
 """
 
 import json
@@ -44,8 +44,8 @@ class Args:
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes have this mean
-    resume: str | None = None  # checkpoint to continue; flags default to its own
-    evaluate: str | None = None  # checkpoint to play; flags default to its own
+    resume: str | None = None  # checkpoint to continue; its flags are the defaults
+    evaluate: str | None = None  # checkpoint to play; its flags are the defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
     numpy_actor: bool = True  # act in NumPy, which is faster than forward
 
@@ -117,7 +117,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Means (B, K), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm of large values
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # nearly x below 10, a logarithm above
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -159,18 +159,18 @@ def make_env(args, video_folder=None):
     try:
         env = gym.make(args.env_id, **film | args.env_kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, TypeError) and "() got " not in str(error):
+        if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
             raise  # a fault in the code of the environment
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()
-        films = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
-        films = films and env.render_mode and np.ndim(env.render()) == 3
-        check(films, "--capture-video needs moviepy, and images by the render mode rgb_array")
+        can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
+        can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
+        check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
     # Wrappers that end episodes go here
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")  # "episode" is taken
     # Other wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
@@ -211,23 +211,23 @@ def collect_rollout(env, agent, obs, args, rng=None):
         next_obs = np.array(next_obs, np.float32)
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
-        if terminated or truncated:
+        if terminated or truncated:  # pop: an environment may reuse its info
             episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up in make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
-    finite = all(np.isfinite(x).all() for x in (all_obs, next_obs, rewards))
-    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
+    finite = all(np.abs(x).max() < 1e38 for x in (all_obs, next_obs, rewards))
+    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or above 1e38")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
-    expected, values = agent(all_obs)
-    logprobs, _ = agent.log_prob_and_entropy(expected, actions)
+    forward_outputs, values = agent(all_obs)
+    logprobs, _ = agent.log_prob_and_entropy(forward_outputs, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     fits = actions.shape[1:] == env.action_space.shape and logprobs.isfinite().all()
     fits = fits and logprobs.shape == values.shape == rewards.shape
     check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest outputs: others may be masked
-    same = np.allclose(outputs, expected.cpu(), rtol=1e-3, atol=atol)
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of a typical best output: others may be -inf
+    same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
     transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -254,8 +254,8 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
     returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
-    sizes = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {sizes}"
+    largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
+    cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {largest}"
     cure = "try --norm-obs or a lower --learning-rate"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
@@ -317,8 +317,8 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    same = not saved or saved["args"]["env_id"] == args.env_id
-    check(same, f"{args.resume} is no run of {args.env_id}")
+    same_env = not saved or saved["args"]["env_id"] == args.env_id
+    check(same_env, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed)  # for environments that use the global generators
@@ -329,11 +329,11 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # before a checkpoint changes them
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # of each group
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would repeat the numbers of rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # by seed, Gymnasium makes a twin of rng
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
@@ -359,7 +359,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)
+                agent.update_return_stats(returns, weight)  # it shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -394,7 +394,7 @@ def train(args):
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
-        diverged = isinstance(sys.exc_info()[1], FloatingPointError)
+        diverged = isinstance(sys.exc_info()[1], FloatingPointError)  # None: no error
         if not diverged or not path.exists():  # a diverged agent must not replace a good one
             save_checkpoint(path, args, global_step, agent, optimizer)
         writer.close()
@@ -404,8 +404,13 @@ def train(args):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # train saves, and no traceback
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def stop(number, _):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt train, which saves
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     args = tyro.cli(Args)
     checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
@@ -413,7 +418,7 @@ if __name__ == "__main__":
             check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, by these defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
@@ -423,8 +428,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        ours = (check.__code__.co_filename, "check")
-        if (place.filename, place.name) != ours and place.name != "load_state_dict":
+        # A failed check, or a checkpoint that does not fit: the message alone. Else the traceback
+        place = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised
+        if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
         sys.exit(f"error: {error}")

@@ -149,6 +149,23 @@ def vector_peers():
     return table(["environment", "side", *sizes], rows)
 
 
+def vector_seconds():
+    """Median steps and seconds of each side to the threshold, over the number of environments."""
+    sides = {"ours": "ppo_vector.py", "SB3, DummyVecEnv": "sb3_peer.py", "CleanRL": "ppo.py"}
+    sizes = (4, 16, 64)
+    rows = []
+    for env_id in ("CartPole-v1", "LunarLander-v3"):
+        for side, script in sides.items():
+            cells = []
+            for n in sizes:
+                steps, seconds = (
+                    values(c, script, env_id, f"{n} environments") for c in ("solved_at", "seconds_to_solved")
+                )
+                cells.append(f"{median(steps)}; {median(seconds)} s")
+            rows.append([f"{env_id}, {THRESHOLDS[env_id]}", side, *cells])
+    return table(["environment, threshold", "side", *map(str, sizes)], rows)
+
+
 def environments():
     """What each script does with each environment."""
     rows = read("environments")
@@ -161,6 +178,7 @@ TABLES = {
         "peers": peers,
         "ablations": ablations,
         "vector_peers": vector_peers,
+        "vector_seconds": vector_seconds,
         "environments": environments,
     },
 }

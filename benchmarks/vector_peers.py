@@ -1,17 +1,24 @@
 """Steps per second of training by the same work beside the peers, over the number of environments.
 
     python benchmarks/vector_peers.py --sb3-python .sb3/bin/python --cleanrl ../cleanrl
+    python benchmarks/vector_peers.py --sb3-python .sb3/bin/python --cleanrl ../cleanrl \\
+        --cleanrl-python .cleanrl/bin/python --to-threshold
 
 Rollouts of 128 steps, 4 epochs of 4 minibatches, 64-64 networks; CleanRL's two networks are its own. Each round runs
 every side once, in turns; a cell is the median of the rounds. "Alone" steps Gymnasium's synchronous environments by
 random actions. Writes benchmarks/results/vector_peers.csv. On an otherwise idle machine.
+
+With --to-threshold each side trains until its mean of 20 episodes reaches the threshold, into runs.csv: ours by its
+defaults, SB3 by the work above, which is that of CleanRL's defaults, on a shared network of ours, CleanRL by its own.
 """
 
 import argparse
 import csv
 import statistics
+import sys
 import time
 
+import grid
 import gymnasium as gym
 from pairs import ROOT, run
 from peers import absolute
@@ -39,6 +46,30 @@ def alone(env_id, num_envs, seconds=2.0):
     return steps / (time.perf_counter() - start)
 
 
+def to_threshold(args):
+    """Train to the threshold by 4, 16 and 64 environments, two runs at a time."""
+    ends = {f"{n} environments": n for n in (4, 16, 64)}
+
+    def sb3_command(work, seed, _folder):
+        words = [args.sb3_python, ROOT / "benchmarks" / work.script, f"dummy-{ends[work.variant]}", work.env_id]
+        return [*words, seed, work.steps, grid.THRESHOLDS[work.env_id]]
+
+    def cleanrl_command(work, seed, _folder):
+        words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--no-cuda"]
+        words += ["--env-id", work.env_id.replace("Lander-v3", "Lander-v2")]
+        return [*words, "--seed", seed, "--total-timesteps", work.steps, "--num-envs", ends[work.variant]]
+
+    ours = []
+    for env_id in args.env_ids:
+        steps = next(w.steps for w in grid.WORKS if (w.script, w.env_id) == (grid.V, env_id))
+        for variant, n in ends.items():
+            flags = f"--num-envs {n} --target-return {grid.THRESHOLDS[env_id]} --eval-episodes 0"
+            ours.append(grid.Work(grid.V, env_id, range(1, args.rounds + 1), steps, variant, flags))
+    grid.run(ours)
+    grid.run([work._replace(script="sb3_peer.py", flags="") for work in ours], sb3_command)
+    grid.run([work._replace(script="ppo.py", flags="") for work in ours], cleanrl_command)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sb3-python", type=absolute, required=True)
@@ -46,7 +77,11 @@ def main():
     parser.add_argument("--env-ids", nargs="+", default=["CartPole-v1", "LunarLander-v3"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--log-dir", default="/tmp")
+    parser.add_argument("--to-threshold", action="store_true")
+    parser.add_argument("--cleanrl-python", type=absolute, default=sys.executable, help="Python with gymnasium 0.29")
     args = parser.parse_args()
+    if args.to_threshold:
+        return to_threshold(args)
     rows = []
     for env_id in args.env_ids:
         for n, steps in SIZES.items():

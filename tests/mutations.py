@@ -204,7 +204,9 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "film | args.env_kwargs", "film", "test_other_people.py::test_arguments_of_the_environment"),
     (D, 'info.pop("ppo_episode")', 'info["ppo_episode"]', "test_other_people.py::test_nothing_in_an_info"),
     (D, ', stats_key="ppo_episode"', "", "test_other_people.py::test_nothing_in_an_info"),
-    (D, "check(same, f", "check(True, f", "test_checkpoints.py::test_what_does_not"),
+    (D, "signal.signal(number, signal.SIG_IGN)", "pass", "test_ends.py::test_a_second_signal"),
+    (D, ".max() < 1e38", ".max() < np.inf", "test_rollout.py::test_nan_and_inf"),
+    (D, "check(same_env, f", "check(True, f", "test_checkpoints.py::test_what_does_not"),
     (D, "table[a].copy()", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),
     (
         D,

@@ -9,11 +9,24 @@ import torch
 from conftest import CHECKPOINT, load, once_per_script, run_folder
 
 
+@pytest.fixture
+def edited(script, tmp_path):
+    """Write a copy of the script with lines above its main."""
+
+    def write(lines):
+        source = Path(script.__file__).read_text()
+        path = tmp_path / "edited.py"
+        path.write_text(source.replace('\nif __name__ == "__main__":', lines + '\nif __name__ == "__main__":'))
+        return path
+
+    return write
+
+
 @once_per_script
 @pytest.mark.parametrize(
     "place, call", [("collect_rollout", 3), ("ppo_update", 2), ("close", 1), ("evaluate", 1), ("torch.save", 2)]
 )
-def test_a_signal_anywhere_leaves_a_checkpoint(script, probe, launch, tmp_path, place, call):
+def test_a_signal_anywhere_leaves_a_checkpoint(script, edited, probe, launch, tmp_path, place, call):
     """SIGTERM as the given call of a function returns."""
     if place == "close":  # as where an environment hangs there
         place = "gym.vector.VectorEnv.close" if hasattr(script, "make_envs") else "gym.Wrapper.close"
@@ -27,12 +40,9 @@ def interrupted(*args, function={place}, calls=[]):
 
 {place} = interrupted
 """
-    source = Path(script.__file__).read_text()
-    edited = tmp_path / "edited.py"
-    edited.write_text(source.replace('\nif __name__ == "__main__":', patch + '\nif __name__ == "__main__":'))
     size = ["--num-steps", 32, "--num-minibatches", 1, "--total-timesteps", 256, "--eval-episodes", 2]
     size += ["--num-envs", 2] if hasattr(script, "make_envs") else []
-    result = launch(edited, "--env-id", probe("Recorder"), *size, "--checkpoint-interval", 1)
+    result = launch(edited(patch), "--env-id", probe("Recorder"), *size, "--checkpoint-interval", 1)
     assert result.returncode == 143, result.stderr
     folder = run_folder(tmp_path / "runs")
     assert result.stdout.splitlines()[-1] == f"checkpoint: {folder.relative_to(tmp_path) / 'checkpoint.pt'}"
@@ -70,6 +80,21 @@ runpy.run_path({script.__file__!r}, run_name="__main__")
     assert result.stderr == ""
     assert re.fullmatch(CHECKPOINT, result.stdout.splitlines()[-1])
     assert 96 < load(run_folder(tmp_path / "runs"))["step"] <= 224  # ppo_vector.py counts resets too
+
+
+@once_per_script
+def test_a_second_signal_does_not_interrupt_the_saving(edited, launch, flags, tmp_path):
+    """As by `timeout`, which sends two."""
+    patch = """
+def interrupted(*args, function=torch.save):
+    signal.raise_signal(signal.SIGTERM)
+    return function(*args)
+
+torch.save = interrupted
+"""
+    result = launch(edited(patch), *flags, "--checkpoint-interval", 100, PROBE_TROUBLE=f"170 signal {signal.SIGTERM:d}")
+    assert result.returncode == 143, result.stderr
+    assert load(run_folder(tmp_path / "runs"))["step"] > 96
 
 
 @once_per_script

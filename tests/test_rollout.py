@@ -69,7 +69,7 @@ def test_the_episode_goes_on_in_the_next_rollout(player):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("trouble", ["obs nan", "obs inf", "reward nan", "reward -inf"])
+@pytest.mark.parametrize("trouble", ["obs nan", "obs inf", "reward nan", "reward -inf", "reward -1e39"])
 @pytest.mark.parametrize("step", [1, 13, 20])
 def test_nan_and_inf_end_the_program(player, monkeypatch, trouble, step):
     monkeypatch.setattr("probe_envs.Trouble.steps", 0)
