@@ -6,8 +6,8 @@
 
     python ppo_continuous.py --env-id Pendulum-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
-targets are normalized; so are advantages, once a rollout; large observations grow as a logarithm.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
+targets and, once a rollout, advantages are normalized, and large observations grow as a logarithm.
 """
 
 import json
@@ -117,7 +117,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Means (B, K), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # nearly x below 10, a logarithm above
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # x below 10, a logarithm above
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -136,7 +136,7 @@ class ActorCritic(nn.Module):
 
     def update_return_stats(self, returns, weight):
         delta = returns.mean() - self.return_mean.item()
-        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * returns.var()
+        variance = (1 - weight) * (self.return_std.double() ** 2 + weight * delta**2) + weight * returns.var()
         self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
         self.return_mean += weight * delta
 
@@ -154,7 +154,7 @@ class ActorCritic(nn.Module):
 
 
 def make_env(args, video_folder=None):
-    """Make an environment with observations (obs_dim,) and actions (K,), scaled by their bounds."""
+    """Make an environment with observations (obs_dim,) and actions (K,), scaled to bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
         env = gym.make(args.env_id, **film | args.env_kwargs)
@@ -179,7 +179,7 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, no float Box; for Discrete use ppo_discrete.py")
-    # Actions with two bounds are scaled to them from -1 and 1, others stay as they are
+    # Actions with two bounds are scaled to them from -1 and 1, others stay
     box = flatten_space(space)
     bounded = box.bounded_below & box.bounded_above
     low = np.where(bounded, box.low, -1)
@@ -211,12 +211,12 @@ def collect_rollout(env, agent, obs, args, rng=None):
         next_obs = np.array(next_obs, np.float32)
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
-        if terminated or truncated:  # pop: an environment may reuse its info
+        if terminated or truncated:  # pop: info may be reused
             episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up in make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
-    finite = all(np.abs(x).max() < 1e38 for x in (all_obs, next_obs, rewards))
-    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or above 1e38")
+    finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
+    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
@@ -226,7 +226,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     fits = actions.shape[1:] == env.action_space.shape and logprobs.isfinite().all()
     fits = fits and logprobs.shape == values.shape == rewards.shape
     check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of a typical best output: others may be -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -255,8 +255,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
     returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {largest}"
-    cure = "try --norm-obs or a lower --learning-rate"
+    advice = f"try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -269,17 +268,16 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
-            entropy = entropies.mean()
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            check((loss + grad_norm).isfinite(), f"{cause}: {cure}", FloatingPointError)
+            check((loss + grad_norm).isfinite(), f"NaN or Inf in the loss: {advice}", FloatingPointError)
             optimizer.step()
             # Metrics
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
-            metrics["entropy"].append(entropy.item())
+            metrics["entropy"].append(entropies.mean().item())
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
@@ -317,8 +315,8 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    same_env = not saved or saved["args"]["env_id"] == args.env_id
-    check(same_env, f"{args.resume} is no run of {args.env_id}")
+    same_id = not saved or saved["args"]["env_id"] == args.env_id
+    check(same_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed)  # for environments that use the global generators
@@ -329,15 +327,14 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # of each group
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # by seed, Gymnasium makes a twin of rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed makes a twin of rng
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
-    name = name.replace("/", "_").replace(":", "_")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
@@ -359,7 +356,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # it shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -394,9 +391,7 @@ def train(args):
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
-        diverged = isinstance(sys.exc_info()[1], FloatingPointError)  # None: no error
-        if not diverged or not path.exists():  # a diverged agent must not replace a good one
-            save_checkpoint(path, args, global_step, agent, optimizer)
+        save_checkpoint(path, args, global_step, agent, optimizer)
         writer.close()
         print(f"checkpoint: {path}")
         env.close()
@@ -406,7 +401,7 @@ def train(args):
 if __name__ == "__main__":
 
     def stop(number, _):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt train, which saves
+        signal.signal(number, signal.SIG_IGN)  # a second must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -428,8 +423,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # A failed check, or a checkpoint that does not fit: the message alone. Else the traceback
-        place = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised
+        # The user's mistakes: the message. Other errors: the traceback
+        place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
         sys.exit(f"error: {error}")

@@ -7,8 +7,8 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438). Departures: value
-targets are normalized; so are advantages, once a rollout; large observations grow as a logarithm;
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
+targets and, once a rollout, advantages are normalized, large observations grow as a logarithm, and
 processes are averaged once an epoch.
 """
 
@@ -135,7 +135,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # nearly x below 10, a logarithm above
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # x below 10, a logarithm above
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -155,7 +155,7 @@ class ActorCritic(nn.Module):
     def update_return_stats(self, returns, weight):
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()]))
-        variance = (1 - weight) * (self.return_std**2 + weight * delta**2) + weight * (square - delta**2)
+        variance = (1 - weight) * (self.return_std.double() ** 2 + weight * delta**2) + weight * (square - delta**2)
         self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
         self.return_mean += weight * delta
 
@@ -179,7 +179,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """Gives a plain reward and an empty info: to gather any other takes time, and fails for some."""
+    """A plain reward and an empty info: to gather any other takes time, and fails for some."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
@@ -212,7 +212,7 @@ def make_envs(args, num_envs, video_folder=None):
     # Vector wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
-        if obs_space != flatten_space(obs_space):  # not always: it takes 15% of the time on CartPole
+        if obs_space != flatten_space(obs_space):  # it takes 15% of CartPole's time
             envs = gym.wrappers.vector.FlattenObservation(envs)
     flat = isinstance(envs.observation_space, Box)
     check(flat, f"cannot flatten {obs_space}: register it with a wrapper that does")
@@ -225,7 +225,7 @@ def make_envs(args, num_envs, video_folder=None):
         return gym.wrappers.vector.TransformAction(
             envs, lambda action: (space.start + action).astype(space.dtype), None, Discrete(space.n)
         )
-    # Actions with two bounds are scaled to them from -1 and 1, others stay as they are
+    # Actions with two bounds are scaled to them from -1 and 1, others stay
     box = flatten_space(space)
     bounded = box.bounded_below & box.bounded_above
     low = np.where(bounded, box.low, -1)
@@ -254,7 +254,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # an error here: edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # an error: edit it, or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -268,8 +268,8 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
-    finite = all(np.abs(x).max() < 1e38 for x in (all_obs, rewards))
-    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or above 1e38")
+    finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
+    check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
     actions = actions[valid].astype(envs.single_action_space.dtype)
     actions = torch.as_tensor(actions, device=args.device)
@@ -280,12 +280,11 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     fits = actions.shape[1:] == envs.single_action_space.shape and logprobs.isfinite().all()
     fits = fits and logprobs.shape == rewards[valid].shape and values[:-1].shape == rewards.shape
     check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of a typical best output: others may be -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
-    obs_batch = torch.as_tensor(all_obs[:-1][valid], device=args.device)
-    rollout = {"obs": obs_batch, "actions": actions, "logprobs": logprobs}  # (B, ...), the valid rows
-    rollout |= {"rewards": rewards, "valid": valid}  # (num_steps, N)
+    rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
+    rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}  # rewards, valid: (T, N)
     transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values[:-1], "next_values": values[1:]}
     return rollout, transitions, obs, done, episodes
@@ -311,8 +310,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
     advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
     returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    cause = f"NaN or Inf in the loss or its gradient: the largest observation and reward are {largest}"
-    cure = "try --norm-obs or a lower --learning-rate"
+    advice = f"try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -325,17 +323,16 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
-            entropy = entropies.mean()
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            check((loss + grad_norm).isfinite(), f"{cause}: {cure}", FloatingPointError)
+            check((loss + grad_norm).isfinite(), f"NaN or Inf in the loss: {advice}", FloatingPointError)
             optimizer.step()
             # Metrics
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
-            metrics["entropy"].append(entropy.item())
+            metrics["entropy"].append(entropies.mean().item())
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
@@ -384,8 +381,8 @@ def train(args):
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    same_env = not saved or saved["args"]["env_id"] == args.env_id
-    check(same_env, f"{args.resume} is no run of {args.env_id}")
+    same_id = not saved or saved["args"]["env_id"] == args.env_id
+    check(same_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed + rank)  # for environments that use the global generators
@@ -396,16 +393,15 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # of each group
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # by seed, Gymnasium makes a twin of rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed makes a twin of rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}"
-    name = name.replace("/", "_").replace(":", "_")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
@@ -431,7 +427,7 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # it shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -470,10 +466,8 @@ def train(args):
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
-        diverged = isinstance(sys.exc_info()[1], FloatingPointError)  # None: no error
         if rank == 0:
-            if not diverged or not path.exists():  # a diverged agent must not replace a good one
-                save_checkpoint(path, args, global_step, agent, optimizer)
+            save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
         with suppress(Exception):  # workers that were killed cannot answer
@@ -487,7 +481,7 @@ def train(args):
 if __name__ == "__main__":
 
     def stop(number, _):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt train, which saves
+        signal.signal(number, signal.SIG_IGN)  # a second must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -509,8 +503,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # A failed check, or a checkpoint that does not fit: the message alone. Else the traceback
-        place = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised
+        # The user's mistakes: the message. Other errors: the traceback
+        place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
         sys.exit(f"error: {error}")

@@ -20,7 +20,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "rewards + gamma * (1", "rewards + (1", "test_gae.py"),
     (D, "decay = gamma * gae_lambda *", "decay = gamma *", "test_gae.py"),
     (D, "advantages + values", "advantages - values", "test_gae.py"),
-    (D, "- args.ent_coef * entropy", "+ args.ent_coef * entropy", "test_update.py::test_equals_a_textbook_update"),
+    (D, "- args.ent_coef * entropies", "+ args.ent_coef * entropies", "test_update.py::test_equals_a_textbook_update"),
     (
         D,
         'logratio = logprobs - rollout["logprobs"][rows]',
@@ -88,8 +88,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "hidden = np.maximum(hidden @", "hidden = np.abs(hidden @", "test_agent.py::test_numpy_actor_equals_forward"),
     (
         D,
-        "(self.return_std**2 + weight * delta**2)",
-        "self.return_std**2",
+        "(self.return_std.double() ** 2 + weight * delta**2)",
+        "self.return_std.double() ** 2",
         "test_agent.py::test_statistics_equal_numpy_over_all_rollouts",
     ),
     (
@@ -200,13 +200,13 @@ FAULTS = [  # script, text, text with the fault, test
         "args.hidden_size, 1))",
         "test_agent.py::test_fresh_agent_is_close_to_uniform",
     ),
-    (D, "if not diverged or not path.exists()", "if True", "test_other_people.py::test_a_diverged_agent_does_not"),
+    (D, "self.return_std.double()", "self.return_std", "test_other_people.py::test_rewards_of_any_size"),
     (D, "film | args.env_kwargs", "film", "test_other_people.py::test_arguments_of_the_environment"),
     (D, 'info.pop("ppo_episode")', 'info["ppo_episode"]', "test_other_people.py::test_nothing_in_an_info"),
     (D, ', stats_key="ppo_episode"', "", "test_other_people.py::test_nothing_in_an_info"),
     (D, "signal.signal(number, signal.SIG_IGN)", "pass", "test_ends.py::test_a_second_signal"),
-    (D, ".max() < 1e38", ".max() < np.inf", "test_rollout.py::test_nan_and_inf"),
-    (D, "check(same_env, f", "check(True, f", "test_checkpoints.py::test_what_does_not"),
+    (D, "np.isfinite(np.float32(x))", "np.isfinite(x)", "test_rollout.py::test_nan_and_inf"),
+    (D, "check(same_id, f", "check(True, f", "test_checkpoints.py::test_what_does_not"),
     (D, "table[a].copy()", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),
     (
         D,

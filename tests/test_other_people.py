@@ -55,7 +55,7 @@ def test_a_loss_that_is_not_finite_is_named_with_the_sizes_and_the_cure(probe, m
     run = "--env-id", probe("Recorder"), "--eval-episodes", 0, "--total-timesteps", 10_000
     code, message = main(*run, "--learning-rate", 1e20)
     assert code == 1
-    assert re.search(r"^error: NaN or Inf .* observation and reward are \S+ and \S+: try --norm-obs", message)
+    assert re.search(r"^error: NaN or Inf .* --norm-obs .* --learning-rate .*reward: \S+ and \S+\)$", message)
     assert all(value.isfinite().all() for value in torch.load(run_folder() / "checkpoint.pt")["agent"].values())
 
 
@@ -69,8 +69,8 @@ def test_observations_of_very_different_sizes_are_learned(script, tiny, capfd, e
     assert float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1]) > 90  # of 100; chance: 50
 
 
-def test_a_diverged_agent_does_not_replace_a_good_checkpoint(script, tiny, monkeypatch):
-    """The gradient is NaN in the fourth update, after a checkpoint in the second one."""
+def test_a_diverged_agent_is_saved_as_it_was_before(script, tiny, monkeypatch):
+    """The gradient is NaN in the fourth update: three rollouts are kept, and the run can go on."""
     ppo_update, calls = script.ppo_update, []
 
     def diverging(agent, optimizer, rollout, advantages, returns, *rest):
@@ -81,7 +81,15 @@ def test_a_diverged_agent_does_not_replace_a_good_checkpoint(script, tiny, monke
     monkeypatch.setattr(script, "ppo_update", diverging)
     with pytest.raises(FloatingPointError, match="--learning-rate"):
         script.train(tiny(checkpoint_interval=2))
-    assert torch.load(run_folder() / "checkpoint.pt")["step"] == 32
+    checkpoint = torch.load(run_folder() / "checkpoint.pt")
+    assert checkpoint["step"] == 48
+    assert all(value.isfinite().all() for value in checkpoint["agent"].values())
+    script.train(tiny(resume=str(run_folder() / "checkpoint.pt")))
+
+
+def test_rewards_of_any_size_leave_sound_statistics(agent):
+    agent.update_return_stats(np.array([1e25, -1e25, 3e25]), 0.5)
+    assert agent.return_std.isfinite()
 
 
 def test_what_people_call_raises_exceptions(script, probe, tiny, monkeypatch):

@@ -12,8 +12,8 @@ from conftest import ROOT, SCRIPTS
 FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
 # What was reached. The goal is 350 lines and 19,000 bytes, for ppo_vector.py 390 and 22,000: never raise these.
-LINES = {"ppo_discrete": 427, "ppo_continuous": 435, "ppo_vector": 516}
-BYTES = {"ppo_discrete": 23_850, "ppo_continuous": 23_950, "ppo_vector": 28_800}
+LINES = {"ppo_discrete": 422, "ppo_continuous": 430, "ppo_vector": 510}
+BYTES = {"ppo_discrete": 23_400, "ppo_continuous": 23_550, "ppo_vector": 28_350}
 LONG_LINES = 25  # of over 100 columns
 
 GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
