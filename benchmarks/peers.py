@@ -1,4 +1,4 @@
-"""Train Stable-Baselines3 and CleanRL at the steps of our defaults, three seeds, into benchmarks/results/runs.csv.
+"""Train Stable-Baselines3 and CleanRL at the steps of our defaults, five seeds, into benchmarks/results/runs.csv.
 
     python benchmarks/peers.py --sb3-python .sb3/bin/python
     python benchmarks/peers.py --cleanrl ../cleanrl --cleanrl-python .cleanrl/bin/python
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--cleanrl", type=absolute, help="a clone of CleanRL")
     parser.add_argument("--cleanrl-python", type=absolute, help="Python with gymnasium 0.29")
     parser.add_argument("--env-ids", nargs="+", default=ENV_IDS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     args = parser.parse_args()
     if not (args.sb3_python or (args.cleanrl and args.cleanrl_python)):
         parser.error("pass --sb3-python, or --cleanrl and --cleanrl-python")
