@@ -61,7 +61,7 @@ WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
     Work(V, "CartPole-v1", range(1, 6), 100_000),
     Work(D, "Acrobot-v1", range(1, 11), 200_000),
-    Work(D, "MountainCar-v0", range(1, 6), 500_000, "recipe", "--num-steps 4096 --num-minibatches 16"),
+    Work(D, "MountainCar-v0", range(1, 6), 500_000, "recipe", "--norm-obs --num-steps 4096 --num-minibatches 16"),
     Work(D, "LunarLander-v3", range(1, 11), 300_000),
     Work(V, "LunarLander-v3", range(1, 6), 500_000),
     Work(C, "Pendulum-v1", range(1, 11), 100_000),
