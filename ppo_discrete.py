@@ -61,7 +61,7 @@ class Args:
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = False  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
-    ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
+    ent_coef: float = 0.01  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = 0.02  # an epoch above it ends the update; 0.01 to 0.05

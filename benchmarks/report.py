@@ -131,8 +131,7 @@ def ablations():
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
         seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
         columns.append(f"{env_id}, {len(seeds)} seed{'s' * (len(seeds) != 1)}")
-        base = "entropy weight 0.01" if script == "ppo_discrete.py" else "defaults"  # all of its changes have that weight
-        for row, variant in zip(rows, (base, *CHANGES), strict=True):
+        for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
             if env_id == "CartPole-v1":
                 row.append(median(values("solved_at", script, env_id, variant, seeds)))
             score = mean(values("evaluation", script, env_id, variant, seeds))
