@@ -159,9 +159,10 @@ def vector_seconds():
             cells = []
             for n in sizes:
                 steps, seconds = (
-                    values(c, script, env_id, f"{n} environments") for c in ("solved_at", "seconds_to_solved")
+                    median(values(column, script, env_id, f"{n} environments"))
+                    for column in ("solved_at", "seconds_to_solved")
                 )
-                cells.append(f"{median(steps)}; {median(seconds)} s")
+                cells.append(f"{steps}; {seconds} s" if steps and not steps.startswith("never") else steps)
             rows.append([f"{env_id}, {THRESHOLDS[env_id]}", side, *cells])
     return table(["environment, threshold", "side", *map(str, sizes)], rows)
 
