@@ -168,7 +168,7 @@ def make_env(args, video_folder=None):
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
     # Wrappers that end episodes go here
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")  # "episode" is taken
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Other wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
