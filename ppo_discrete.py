@@ -177,7 +177,7 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    # Each combination of choices becomes one action, a row of table.
+    # Each combination of choices becomes one action, a row of table
     sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
     table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
@@ -323,7 +323,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed makes a twin of rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would make a twin of rng
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -348,7 +348,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # this shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -393,7 +393,7 @@ def train(args):
 if __name__ == "__main__":
 
     def stop(number, _):
-        signal.signal(number, signal.SIG_IGN)  # a second must not stop the saving
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -405,7 +405,7 @@ if __name__ == "__main__":
             check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, by these defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # parse again: new defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
@@ -415,7 +415,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # The user's mistakes: the message. Other errors: the traceback
+        # Mistakes of the user: only the message. Other errors: the traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
