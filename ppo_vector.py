@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import is_zipfile
 
 import gymnasium as gym
 import numpy as np
@@ -227,7 +228,7 @@ def make_envs(args, num_envs, video_folder=None):
         )
     # Actions with two bounds are scaled to them from -1 and 1, others stay
     box = flatten_space(space)
-    bounded = box.bounded_below & box.bounded_above
+    bounded = np.isfinite(box.high - box.low)
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
@@ -381,8 +382,7 @@ def train(args):
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    same_id = not saved or saved["args"]["env_id"] == args.env_id
-    check(same_id, f"{args.resume} is no run of {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run must not repeat its random numbers
     random.seed(seed + rank)  # for environments that use the global generators
@@ -490,10 +490,10 @@ if __name__ == "__main__":
     checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
         if checkpoint is not None:  # flags default to the checkpoint's
-            check(Path(checkpoint).is_file(), f"there is no file {checkpoint}")
+            check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # parse again: new defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: new defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             with closing(make_envs(args, 1, Path(checkpoint).parent / "videos")) as envs:

@@ -41,8 +41,18 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
 @pytest.mark.parametrize("flag", ["--evaluate", "--resume"])
 def test_an_empty_path_is_no_new_run(main, flag, tmp_path):
     """As of a variable of the shell that is not set."""
-    assert main(flag, "") == (1, "error: there is no file")
+    assert main(flag, "") == (1, "error: there is no checkpoint")
     assert not [*tmp_path.iterdir()]
+
+
+@once_per_script
+@pytest.mark.parametrize("flag", ["--evaluate", "--resume"])
+def test_what_is_no_checkpoint_is_refused_in_one_line(checkpoint, main, flag, tmp_path):
+    """A folder, a text, and a checkpoint that was copied in part."""
+    part = tmp_path / "part.pt"
+    part.write_bytes(checkpoint.read_bytes()[:-100])
+    for path in (tmp_path, __file__, part):
+        assert main(flag, path) == (1, f"error: there is no checkpoint {path}")
 
 
 @once_per_script
