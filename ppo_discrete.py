@@ -108,7 +108,7 @@ class ActorCritic(nn.Module):
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
-        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.return_mean = nn.Buffer(torch.tensor(0.0))
@@ -128,18 +128,18 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
+    # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
         delta = returns.mean() - self.return_mean.item()
-        variance = (1 - weight) * (self.return_std.double() ** 2 + weight * delta**2) + weight * returns.var()
-        self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
+        variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * returns.var()
+        self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution: change the three together; sample and greedy get NumPy arrays
+    # The actions' distribution: edit all three; the first two get NumPy arrays, the third tensors
     def sample(self, outputs, rng):
         return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
 
@@ -147,7 +147,7 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask of -inf: its entropy is NaN
         logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
         return logprobs, -(logp.exp() * logp).sum(-1)
 
@@ -156,7 +156,7 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions of one Discrete space."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **film | args.env_kwargs)
+        env = gym.make(args.env_id, **(film | args.env_kwargs))
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
             raise  # a fault in the code of the environment
@@ -173,13 +173,13 @@ def make_env(args, video_folder=None):
     # Other wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
-    flat = isinstance(env.observation_space, Box)
-    check(flat, f"cannot flatten {env.observation_space}: register it with a wrapper that does")
+    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: register it in a wrapper")
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
     # Each combination of choices becomes one action, a row of table
-    sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
+    choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)
+    sizes = np.full(space.shape, choices)
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
     table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
     table += getattr(space, "start", 0)
@@ -194,7 +194,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     steps = []
     episodes = []
     for _ in range(args.num_steps):
-        obs = np.array(obs, np.float32)  # a copy: it may be reused
+        obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
             outputs = agent.numpy_actor(obs, p)  # an error here: edit it, or --no-numpy-actor
         else:
@@ -204,8 +204,8 @@ def collect_rollout(env, agent, obs, args, rng=None):
         next_obs = np.array(next_obs, np.float32)
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
-        if terminated or truncated:  # pop: info may be reused
-            episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up in make_env
+        if terminated or truncated:
+            episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))

@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, num_outputs), gain=0.01)
         log_std = torch.full(action_space.shape, args.log_std_init)
         self.log_std = None if self.discrete else nn.Parameter(log_std)
-        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.return_mean = nn.Buffer(torch.tensor(0.0))
@@ -148,19 +148,19 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # The running statistics (Chan, Golub & LeVeque 1979): weight is the share of the new rollout
+    # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
         centered = returns - self.return_mean.item()
-        delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()]))
-        variance = (1 - weight) * (self.return_std.double() ** 2 + weight * delta**2) + weight * (square - delta**2)
-        self.return_std.copy_(variance.clamp(min=1e-8).sqrt())
+        delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
+        variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * (square - delta**2)
+        self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution: change the three together; sample and greedy get NumPy arrays
+    # The actions' distribution: edit all three; the first two get NumPy arrays, the third tensors
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # the entropy of a mask of -inf is NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask of -inf: its entropy is NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -213,10 +213,9 @@ def make_envs(args, num_envs, video_folder=None):
     # Vector wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
-        if obs_space != flatten_space(obs_space):  # it takes 15% of CartPole's time
+        if obs_space != flatten_space(obs_space):  # 15% of CartPole's time
             envs = gym.wrappers.vector.FlattenObservation(envs)
-    flat = isinstance(envs.observation_space, Box)
-    check(flat, f"cannot flatten {obs_space}: register it with a wrapper that does")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: register it in a wrapper")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
     space = envs.single_action_space
