@@ -158,7 +158,7 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions (K,), scaled to bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | args.env_kwargs))
+        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # a copy
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
             raise  # a fault in the code of the environment
@@ -291,11 +291,10 @@ def evaluate(agent, env, args):
     """Play greedy episodes in env. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    steps = 0
-    while len(returns) < args.eval_episodes and steps < 10**6:  # an episode may never end
-        _, _, obs, episodes = collect_rollout(env, agent, obs, args)
-        returns += [episode["r"] for episode in episodes]
-        steps += args.num_steps
+    for _ in range(0, 10**6, args.num_steps):  # an episode may never end
+        if len(returns) < args.eval_episodes:
+            _, _, obs, episodes = collect_rollout(env, agent, obs, args)
+            returns += [episode["r"] for episode in episodes]
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
     print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
@@ -317,11 +316,11 @@ def train(args):
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run must not repeat its random numbers
-    random.seed(seed)  # for environments that use the global generators
+    seed = args.seed + start_step  # a resumed run must not repeat numbers
+    random.seed(seed)  # for environments that use it
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more threads slow down networks this small
+    torch.set_num_threads(1)  # more slow down networks this small
     rng = np.random.default_rng(seed)
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
@@ -340,7 +339,6 @@ def train(args):
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams would make a folder
-
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -373,7 +371,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # now, so that the writer's thread does not slow down the next rollout
+            writer.flush()  # now, or its thread slows down the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -386,7 +384,7 @@ def train(args):
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
-            env.close()  # before another is made: some environments allow only one at a time
+            env.close()  # first: some environments allow only one at a time
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
@@ -415,6 +413,8 @@ if __name__ == "__main__":
             args = tyro.cli(Args, default=Args(**saved["args"]))  # again: new defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
+            random.seed(args.seed)
+            np.random.seed(args.seed)
             with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
                 agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
                 agent.load_state_dict(saved["agent"])

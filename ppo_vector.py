@@ -101,7 +101,7 @@ def check(passed, message, error=ValueError):
 
 
 def average(tensor):
-    """Replace a tensor by its mean over the processes of torchrun, and return it."""
+    """Replace a tensor by its mean over the processes, and return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
@@ -180,7 +180,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and an empty info: to gather any other takes time, and fails for some."""
+    """A plain reward and an empty info: gathering others takes time, and fails for some."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
@@ -193,16 +193,17 @@ class DropInfo(gym.Wrapper):
 def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim) and actions (N,), or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
-    kwargs = film | args.env_kwargs | {"vectorization_mode": args.vectorization_mode}
+    kwargs = film | asdict(args)["env_kwargs"] | {"vectorization_mode": args.vectorization_mode}
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
-        except gym.error.Error:  # a native one takes no wrappers (to add some: sync)
+        except gym.error.Error:  # a native one takes no wrappers (use sync)
             envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
             raise  # a fault in the code of the environment
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
+    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them there")
     if args.capture_video:
         envs.reset()
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
@@ -243,11 +244,11 @@ def make_envs(args, num_envs, video_folder=None):
 def collect_rollout(envs, agent, obs, done, args, rng=None):
     """Play from obs (N, obs_dim), greedily without rng. Returns rollout, transitions, next obs, episodes.
 
-    The step of an environment that is done (N,) only resets it, and is left out by valid.
+    The step of an environment that is done (N,) only resets it: valid leaves it out.
     """
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
-    images = obs.dtype == np.uint8  # which stay small until forward takes them
+    images = obs.dtype == np.uint8  # stay small until forward takes them
     all_obs = np.empty((args.num_steps + 1, *obs.shape), np.uint8 if images else np.float32)
     steps = []
     episodes = []
@@ -271,8 +272,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Values and log-probabilities of all steps at once: 1 us a step instead of 100
-    actions = actions[valid].astype(envs.single_action_space.dtype)
-    actions = torch.as_tensor(actions, device=args.device)
+    actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
@@ -350,11 +350,10 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    steps = 0
-    while len(returns) < args.eval_episodes and steps < 10**6:  # an episode may never end
-        _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
-        returns += [episode["r"] for episode in episodes]
-        steps += args.num_steps
+    for _ in range(0, 10**6, args.num_steps):  # an episode may never end
+        if len(returns) < args.eval_episodes:
+            _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
+            returns += [episode["r"] for episode in episodes]
     returns = returns[: args.eval_episodes]
     mean = np.mean(returns)
     print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
@@ -377,17 +376,17 @@ def train(args):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    if args.device == "cuda":  # each process takes its own GPU, as far as there are enough
+    if args.device == "cuda":  # each process its own GPU, if there are enough
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run must not repeat its random numbers
-    random.seed(seed + rank)  # for environments that use the global generators
+    seed = args.seed + start_step  # a resumed run must not repeat numbers
+    random.seed(seed + rank)  # for environments that use it
     np.random.seed(seed + rank)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more threads slow down networks this small
+    torch.set_num_threads(1)  # more slow down networks this small
     rng = np.random.default_rng([seed, rank])
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
@@ -408,7 +407,6 @@ def train(args):
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams would make a folder
-
     batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
     last_returns = deque(maxlen=20)
@@ -448,7 +446,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # now, so that the writer's thread does not slow down the next rollout
+            writer.flush()  # now, or its thread slows down the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -461,7 +459,7 @@ def train(args):
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
-                envs.close()  # before another is made: some environments allow only one at a time
+                envs.close()  # first: some environments allow only one at a time
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM
@@ -469,11 +467,11 @@ def train(args):
             save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
-        with suppress(Exception):  # workers that were killed cannot answer
+        with suppress(Exception):  # killed workers cannot answer
             envs.close(timeout=1)
         if world_size > 1:
             dist.destroy_process_group()
-            time.sleep(0.1)  # a gloo thread may still free a tensor, and abort the process
+            time.sleep(0.1)  # a gloo thread may still free a tensor, and abort
     return agent
 
 
@@ -495,6 +493,8 @@ if __name__ == "__main__":
             args = tyro.cli(Args, default=Args(**saved["args"]))  # again: new defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
+            random.seed(args.seed)
+            np.random.seed(args.seed)
             with closing(make_envs(args, 1, Path(checkpoint).parent / "videos")) as envs:
                 agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
                 agent.load_state_dict(saved["agent"])

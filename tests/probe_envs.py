@@ -564,6 +564,13 @@ class Sizable(Chain):
         super().__init__(rewards=[1.0] * length, **kwargs)
 
 
+class Popping(Chain):
+    """A Chain that changes the dict that it gets."""
+
+    def __init__(self, config, **kwargs):
+        super().__init__(rewards=[config.pop("reward", 0.0)], **kwargs)
+
+
 class Faulty(Recorder):
     """A Recorder with a bug: an error of this type in `place`."""
 
@@ -601,6 +608,7 @@ for family in ("Discrete", "Box"):
     register(f"NonePicture{family}", Painter, picture=None, **spaces)
     register(f"ObsMission{family}", Recorder, **spaces | {"observation_space": Dict(x=Box(-1, 1, (2,)), m=Mission())})
     register(f"Argument{family}", Sizable, action_space=ACTIONS[family])
+    register(f"Popping{family}", Popping, action_space=ACTIONS[family])
     for error in BUGS:
         for place in ("init", "reset", "step"):
             register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)

@@ -9,7 +9,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import CASES, SCRIPTS, once_per_script, run_folder
+from conftest import CASES, SCRIPTS, load, once_per_script, run_folder
 
 import ppo_vector
 
@@ -190,6 +190,19 @@ def test_arguments_of_the_environment(script, probe, tiny, launch, tmp_path, rec
     assert {episode["l"] for *_, episodes in rollouts for episode in episodes} == {3}
     path = run_folder() / "checkpoint.pt"
     assert torch.load(path)["args"]["env_kwargs"] == {"length": 3}
+
+
+def test_an_environment_may_change_its_arguments(script, probe, tiny, record):
+    """The next one gets them whole. Those of a vector environment share them, so there it is refused."""
+    rollouts = record("collect_rollout")
+    args = tiny(env_id=probe("Popping"), eval_episodes=2, env_kwargs={"config": {"reward": 3}})
+    if hasattr(script, "make_envs"):
+        with pytest.raises(ValueError, match="changes its env_kwargs"):
+            script.train(args)
+    else:
+        script.train(args)
+        assert {episode["r"] for *_, episodes in rollouts for episode in episodes} == {3}
+        assert load(run_folder())["args"]["env_kwargs"] == args.env_kwargs == {"config": {"reward": 3}}
 
 
 @discrete_cases

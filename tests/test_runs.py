@@ -116,6 +116,17 @@ def test_the_seed_reaches_the_global_generators(script, probe, tiny, generator):
 
 
 @once_per_script
+def test_an_evaluation_repeats_where_the_global_generators_are_used(script, probe, tiny, main, monkeypatch):
+    script.train(tiny(env_id=probe("PythonRandom")))
+    lines = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(words))
+    for seed in (1, 1, 2):
+        main("--evaluate", run_folder() / "checkpoint.pt", "--eval-episodes", 3, "--seed", seed)
+    one, again, other = lines
+    assert one == again != other
+
+
+@once_per_script
 def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, launch, tmp_path):
     vector = "vector." if hasattr(script, "make_envs") else ""
     name = "envs" if vector else "env"
