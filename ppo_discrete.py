@@ -7,7 +7,7 @@
     python ppo_discrete.py --env-id CartPole-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
-targets and, once a rollout, advantages are normalized, and large observations grow as a logarithm.
+targets and (once a rollout) advantages are normalized, large observations compressed by asinh.
 """
 
 import json
@@ -162,7 +162,7 @@ def make_env(args, video_folder=None):
             raise  # a fault in the code of the environment
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()
+        env.reset()  # stop now, not at the end
         can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
         can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -415,7 +415,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Mistakes of the user: only the message. Other errors: the traceback
+        # Mistakes of the user: only the message. Other errors: traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

@@ -8,8 +8,8 @@
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
-targets and, once a rollout, advantages are normalized, large observations grow as a logarithm, and
-processes are averaged once an epoch.
+targets and (once a rollout) advantages are normalized, large observations compressed by asinh, and
+processes averaged once an epoch.
 """
 
 import json
@@ -180,7 +180,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and an empty info: gathering others takes time, and fails for some."""
+    """A plain reward and an empty info: gathering others costs time, and fails for some."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
@@ -205,7 +205,7 @@ def make_envs(args, num_envs, video_folder=None):
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them there")
     if args.capture_video:
-        envs.reset()
+        envs.reset()  # stop now, not at the end
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
         can_film = can_film and envs.render_mode and np.ndim(envs.render()[0]) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -371,12 +371,12 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
-    rank = int(os.environ.get("RANK", 0))  # torchrun sets the three
+    rank = int(os.environ.get("RANK", 0))  # torchrun sets them
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    if args.device == "cuda":  # each process its own GPU, if there are enough
+    if args.device == "cuda":  # each its own GPU, if there are enough
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
@@ -471,7 +471,7 @@ def train(args):
             envs.close(timeout=1)
         if world_size > 1:
             dist.destroy_process_group()
-            time.sleep(0.1)  # a gloo thread may still free a tensor, and abort
+            time.sleep(0.1)  # a gloo thread may still run, and abort
     return agent
 
 
@@ -502,7 +502,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Mistakes of the user: only the message. Other errors: the traceback
+        # Mistakes of the user: only the message. Other errors: traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
