@@ -164,7 +164,7 @@ def make_env(args, video_folder=None):
             raise  # a fault in the code of the environment
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # stop now, not at the end
+        env.reset()  # check it before training
         can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
         can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -316,11 +316,11 @@ def train(args):
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run must not repeat numbers
+    seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed)  # for environments that use it
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more slow down networks this small
+    torch.set_num_threads(1)  # more are slower for small networks
     rng = np.random.default_rng(seed)
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
@@ -353,7 +353,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # this shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -410,7 +410,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: new defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # with its defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)

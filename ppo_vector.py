@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask of -inf: its entropy is NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # or a mask of -inf gives a NaN entropy
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -203,9 +203,9 @@ def make_envs(args, num_envs, video_folder=None):
         if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
             raise  # a fault in the code of the environment
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
-    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them there")
+    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them first")
     if args.capture_video:
-        envs.reset()  # stop now, not at the end
+        envs.reset()  # check it before training
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
         can_film = can_film and envs.render_mode and np.ndim(envs.render()[0]) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -248,7 +248,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     """
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
-    images = obs.dtype == np.uint8  # stay small until forward takes them
+    images = obs.dtype == np.uint8  # stay bytes until forward takes them
     all_obs = np.empty((args.num_steps + 1, *obs.shape), np.uint8 if images else np.float32)
     steps = []
     episodes = []
@@ -376,17 +376,17 @@ def train(args):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    if args.device == "cuda":  # each its own GPU, if there are enough
+    if args.device == "cuda":  # each process takes a GPU of its own
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run must not repeat numbers
+    seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed + rank)  # for environments that use it
     np.random.seed(seed + rank)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more slow down networks this small
+    torch.set_num_threads(1)  # more are slower for small networks
     rng = np.random.default_rng([seed, rank])
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
@@ -424,7 +424,7 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)  # of this rollout among all
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # this shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
@@ -471,7 +471,7 @@ def train(args):
             envs.close(timeout=1)
         if world_size > 1:
             dist.destroy_process_group()
-            time.sleep(0.1)  # a gloo thread may still run, and abort
+            time.sleep(0.1)  # gloo may abort if it ends at once
     return agent
 
 
@@ -490,7 +490,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: new defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # with its defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
