@@ -6,8 +6,8 @@
 
     python ppo_continuous.py --env-id Pendulum-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
-targets and (once a rollout) advantages are normalized, large observations compressed by asinh.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Unlike in them, value
+targets and advantages are normalized, and asinh compresses large observations.
 """
 
 import json
@@ -65,7 +65,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = 0.02  # an epoch above it ends the update; 0.01 to 0.05
+    target_kl: float | None = 0.02  # a larger KL of an epoch ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation; -1 to 1
 
@@ -112,19 +112,19 @@ class ActorCritic(nn.Module):
         self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, by --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
         """Means (B, K), and values (B,) in units of the return, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # x below 10, a logarithm above
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The first output of forward in NumPy, with the state_dict p: 7 us in place of 47."""
+        """The first output of forward, in NumPy for speed, from the state_dict p. Edit both."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -141,7 +141,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution: edit all three; the first two get NumPy arrays, the third tensors
+    # The actions' distribution. Change all three: two take NumPy arrays, the last tensors
     def sample(self, outputs, rng):
         std = self.log_std.detach().exp().cpu().numpy()
         return outputs + std * rng.standard_normal(outputs.shape)
@@ -158,13 +158,13 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions (K,), scaled to bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # a copy
+        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # a deep copy
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
-            raise  # a fault in the code of the environment
+        if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
+            raise
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # check it before training
+        env.reset()  # fail before training
         can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
         can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -195,7 +195,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None):
-    """Play from obs, greedily without rng. Returns rollout, transitions, next obs and episodes."""
+    """Play from obs, greedily without rng. Returns rollout, transitions for GAE, obs, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     steps = []
@@ -203,7 +203,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # an error here: edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # an error? edit it, or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -212,21 +212,21 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a KeyError: move your wrapper up
+            episodes.append(info.pop("ppo_episode"))  # a KeyError: mind the order in make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and log-probabilities of all steps at once: 1 us a step instead of 100
+    # All values and log-probabilities at once: 100 times as fast
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
     logprobs, _ = agent.log_prob_and_entropy(forward_outputs, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
-    fits = actions.shape[1:] == env.action_space.shape and logprobs.isfinite().all()
-    fits = fits and logprobs.shape == values.shape == rewards.shape
-    check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of the best outputs: others may be -inf
+    check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
+    check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: mend the distribution, or lower --learning-rate")
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -303,7 +303,7 @@ def evaluate(agent, env, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -314,7 +314,7 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed)  # for environments that use it
@@ -329,7 +329,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would make a twin of rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -351,12 +351,12 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            weight = args.num_steps / (global_step + args.num_steps)  # of this rollout among all
+            weight = args.num_steps / (global_step + args.num_steps)  # its share of all steps
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
+                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs are by the old ones
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal
@@ -396,9 +396,9 @@ def train(args):
 
 
 if __name__ == "__main__":
-
     def stop(number, _):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the saving
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -406,11 +406,11 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
-        if checkpoint is not None:  # flags default to the checkpoint's
+        if checkpoint is not None:
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # with its defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, over its flags
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -422,7 +422,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Mistakes of the user: only the message. Other errors: traceback
+        # Raised by check or load_state_dict: a mistake of the user
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

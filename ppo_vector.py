@@ -7,9 +7,9 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Departures: value
-targets and (once a rollout) advantages are normalized, large observations compressed by asinh, and
-processes averaged once an epoch.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Unlike in them, value
+targets and advantages are normalized, asinh compresses large observations, processes are
+averaged once an epoch.
 """
 
 import json
@@ -71,7 +71,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = None  # an epoch above it ends the update; 0.01 to 0.05
+    target_kl: float | None = None  # a larger KL of an epoch ends the update; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 1
 
@@ -130,19 +130,19 @@ class ActorCritic(nn.Module):
         self.log_std = None if self.discrete else nn.Parameter(log_std)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, by --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Logits (B, n) or means (B, K), and values (B,) like returns, of observations (B, obs_dim)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # x below 10, a logarithm above
+        """Logits (B, n) or means (B, K), and values (B,) like returns, of obs (B, obs_dim)."""
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The first output of forward in NumPy, with the state_dict p: faster for small batches."""
+        """The first output of forward, in NumPy for speed, from the state_dict p. Edit both."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -160,7 +160,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution: edit all three; the first two get NumPy arrays, the third tensors
+    # The actions' distribution. Change all three: two take NumPy arrays, the last tensors
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # or a mask of -inf gives a NaN entropy
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf would make entropy NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -191,7 +191,7 @@ class DropInfo(gym.Wrapper):
 
 
 def make_envs(args, num_envs, video_folder=None):
-    """Make environments with observations (N, obs_dim) and actions (N,), or (N, K) in their bounds."""
+    """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = film | asdict(args)["env_kwargs"] | {"vectorization_mode": args.vectorization_mode}
     try:
@@ -200,12 +200,12 @@ def make_envs(args, num_envs, video_folder=None):
         except gym.error.Error:  # a native one takes no wrappers (use sync)
             envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, TypeError) and "() got " not in str(error):  # "got an unexpected ..."
-            raise  # a fault in the code of the environment
+        if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
+            raise
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them first")
     if args.capture_video:
-        envs.reset()  # check it before training
+        envs.reset()  # fail before training
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
         can_film = can_film and envs.render_mode and np.ndim(envs.render()[0]) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
@@ -242,7 +242,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None):
-    """Play from obs (N, obs_dim), greedily without rng. Returns rollout, transitions, next obs, episodes.
+    """Play from obs, greedily without rng. Returns rollout, GAE's transitions, obs, done, episodes.
 
     The step of an environment that is done (N,) only resets it: valid leaves it out.
     """
@@ -255,7 +255,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # an error: edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # an error? edit it, or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -271,16 +271,16 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and log-probabilities of all steps at once: 1 us a step instead of 100
+    # All values and log-probabilities at once: 100 times as fast
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
     logprobs, _ = agent.log_prob_and_entropy(forward_outputs[torch.as_tensor(valid)], actions)
-    fits = actions.shape[1:] == envs.single_action_space.shape and logprobs.isfinite().all()
-    fits = fits and logprobs.shape == rewards[valid].shape and values[:-1].shape == rewards.shape
-    check(fits, "actions must fit their space, and log-probabilities and values be (B,) and finite")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # 0.1% of the best outputs: others may be -inf
+    check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
+    check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: mend the distribution, or lower --learning-rate")
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -362,7 +362,7 @@ def evaluate(agent, envs, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -380,7 +380,7 @@ def train(args):
         torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is no run of {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not of {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed + rank)  # for environments that use it
@@ -395,7 +395,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(saved["optimizer"])
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed would make a twin of rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -422,12 +422,12 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
-            weight = batch_size / (global_step + batch_size)  # of this rollout among all
+            weight = batch_size / (global_step + batch_size)  # its share of all steps
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the policy acted on the old
+                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs are by the old ones
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
@@ -476,9 +476,9 @@ def train(args):
 
 
 if __name__ == "__main__":
-
     def stop(number, _):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the saving
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -486,11 +486,11 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
-        if checkpoint is not None:  # flags default to the checkpoint's
+        if checkpoint is not None:
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # with its defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, over its flags
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -502,7 +502,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Mistakes of the user: only the message. Other errors: traceback
+        # Raised by check or load_state_dict: a mistake of the user
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

@@ -183,7 +183,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        "values[:-1].shape == rewards.shape",
+        "values.shape[1:] == done.shape",
         "True",
         "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line",
     ),
@@ -207,7 +207,7 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "check(kwargs.items() >=", "check(True or", "test_other_people.py::test_an_environment_may"),
     (D, 'info.pop("ppo_episode")', 'info["ppo_episode"]', "test_other_people.py::test_nothing_in_an_info"),
     (D, ', stats_key="ppo_episode"', "", "test_other_people.py::test_nothing_in_an_info"),
-    (D, "signal.signal(number, signal.SIG_IGN)", "pass", "test_ends.py::test_a_second_signal"),
+    (D, "signal.signal(each, signal.SIG_IGN)", "pass", "test_ends.py::test_a_second_signal"),
     (D, "np.isfinite(np.float32(x))", "np.isfinite(x)", "test_rollout.py::test_nan_and_inf"),
     (D, 'saved["args"]["env_id"] == args.env_id,', "True,", "test_checkpoints.py::test_what_does_not"),
     (D, "check(is_zipfile(checkpoint)", "check(Path(checkpoint).is_file()", "test_checkpoints.py::test_what_is_no"),

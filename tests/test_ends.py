@@ -84,10 +84,11 @@ runpy.run_path({script.__file__!r}, run_name="__main__")
 
 @once_per_script
 def test_a_second_signal_does_not_interrupt_the_saving(edited, launch, flags, tmp_path):
-    """As by `timeout`, which sends two."""
+    """As by `timeout`, which sends two, and torchrun, which sends SIGTERM after Ctrl-C."""
     patch = """
 def interrupted(*args, function=torch.save):
     signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
     return function(*args)
 
 torch.save = interrupted

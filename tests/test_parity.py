@@ -50,7 +50,6 @@ DELIBERATE = {
         "Args.__post_init__": "the number of environments is one more that must be positive",
         "ActorCritic.__init__": BOTH,
         "ActorCritic.forward": "the docstring says what it returns",
-        "ActorCritic.numpy_actor": "the docstring says when it is faster",
         "ActorCritic.sample": BOTH,
         "ActorCritic.greedy": BOTH,
         "ActorCritic.log_prob_and_entropy": BOTH,
