@@ -65,7 +65,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = 0.02  # a larger KL of an epoch ends the update; 0.01 to 0.05
+    target_kl: float | None = 0.02  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation; -1 to 1
 
@@ -212,7 +212,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a KeyError: mind the order in make_env
+            episodes.append(info.pop("ppo_episode"))  # a KeyError: see make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -225,7 +225,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
-    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: mend the distribution, or lower --learning-rate")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
@@ -328,7 +328,7 @@ def train(args):
     learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
 
     # Set up the run folder and TensorBoard
@@ -351,7 +351,7 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            weight = args.num_steps / (global_step + args.num_steps)  # its share of all steps
+            weight = args.num_steps / (global_step + args.num_steps)  # share of all steps
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)

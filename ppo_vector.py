@@ -8,8 +8,7 @@
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Unlike in them, value
-targets and advantages are normalized, asinh compresses large observations, processes are
-averaged once an epoch.
+targets and advantages are normalized, asinh compresses large observations, processes averaged.
 """
 
 import json
@@ -32,6 +31,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.spaces import Box, Discrete, flatten_space
+from gymnasium.wrappers import vector
 from torch import distributed as dist
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -46,7 +46,7 @@ class Args:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
     env_kwargs: Annotated[dict, tyro.conf.arg(constructor=json.loads)] = field(default_factory=dict)  # JSON
     exp_name: str = Path(__file__).stem  # part of the run folder's name
-    seed: int = 1  # of weights, environments, actions and minibatches
+    seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes have this mean
     resume: str | None = None  # checkpoint to continue; its flags are the defaults
@@ -64,14 +64,14 @@ class Args:
     update_epochs: int = 5  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages, once a rollout in each process
+    norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = None  # a larger KL of an epoch ends the update; 0.01 to 0.05
+    target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 64  # width of the two hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 1
 
@@ -90,7 +90,7 @@ class Args:
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         rows = self.num_steps // 2 * self.num_envs  # at worst every second step is a reset
-        check(rows >= self.num_minibatches, "--num-minibatches is above half of --num-steps x --num-envs")
+        check(rows >= self.num_minibatches, f"--num-minibatches must be at most {rows}")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
 
 
@@ -101,7 +101,7 @@ def check(passed, message, error=ValueError):
 
 
 def average(tensor):
-    """Replace a tensor by its mean over the processes, and return it."""
+    """Replace a tensor by its mean over all processes."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
@@ -180,7 +180,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and an empty info: gathering others costs time, and fails for some."""
+    """A plain reward and no info: gathering it costs time, and fails for some."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
@@ -193,12 +193,14 @@ class DropInfo(gym.Wrapper):
 def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
-    kwargs = film | asdict(args)["env_kwargs"] | {"vectorization_mode": args.vectorization_mode}
+    kwargs = {"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]
+    wrappers = [DropInfo]  # others go before it (--vectorization-mode sync)
     try:
         try:
-            envs = gym.make_vec(args.env_id, num_envs, wrappers=[DropInfo], **kwargs)
-        except gym.error.Error:  # a native one takes no wrappers (use sync)
-            envs = gym.make_vec(args.env_id, num_envs, **kwargs)
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
+        except gym.error.Error:  # a native form takes none
+            wrappers = [w for w in wrappers if w != DropInfo]
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
@@ -207,25 +209,23 @@ def make_envs(args, num_envs, video_folder=None):
     if args.capture_video:
         envs.reset()  # fail before training
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
-        can_film = can_film and envs.render_mode and np.ndim(envs.render()[0]) == 3
+        can_film = can_film and envs.render_mode == "rgb_array" and np.ndim(envs.render()[0]) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder) if video_folder else envs
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
+        envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
+    envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
         if obs_space != flatten_space(obs_space):  # 15% of CartPole's time
-            envs = gym.wrappers.vector.FlattenObservation(envs)
+            envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: register it in a wrapper")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
-    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset: use --vectorization-mode sync")
+    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
     fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
-    check(fits, f"{args.env_id} has actions {space}, neither Discrete nor float Box")
+    check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     if isinstance(space, Discrete):
-        return gym.wrappers.vector.TransformAction(
-            envs, lambda action: (space.start + action).astype(space.dtype), None, Discrete(space.n)
-        )
+        return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     # Actions with two bounds are scaled to them from -1 and 1, others stay
     box = flatten_space(space)
     bounded = np.isfinite(box.high - box.low)
@@ -237,19 +237,16 @@ def make_envs(args, num_envs, video_folder=None):
         action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
-    return gym.wrappers.vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, box.shape))
+    return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, box.shape))
 
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None):
-    """Play from obs, greedily without rng. Returns rollout, GAE's transitions, obs, done, episodes.
-
-    The step of an environment that is done (N,) only resets it: valid leaves it out.
-    """
+    """Play from obs, greedily without rng. Returns rollout, transitions, obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
-    images = obs.dtype == np.uint8  # stay bytes until forward takes them
-    all_obs = np.empty((args.num_steps + 1, *obs.shape), np.uint8 if images else np.float32)
+    dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
+    all_obs = np.empty((args.num_steps + 1, *obs.shape), dtype)
     steps = []
     episodes = []
     for t in range(args.num_steps):
@@ -262,10 +259,11 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated = np.array(terminated, bool)
         truncated = np.array(truncated, bool)
+        # valid leaves out the step after an episode, which is a reset
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
-        info.pop("_ppo_episode", None)  # an environment may reuse its info
+        info.pop("_ppo_episode", None)  # may be reused
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
@@ -276,15 +274,15 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
-    logprobs, _ = agent.log_prob_and_entropy(forward_outputs[torch.as_tensor(valid)], actions)
+    logprobs, _ = agent.log_prob_and_entropy(forward_outputs[valid], actions)
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
-    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: mend the distribution, or lower --learning-rate")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
-    rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}  # rewards, valid: (T, N)
+    rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}
     transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values[:-1], "next_values": values[1:]}
     return rollout, transitions, obs, done, episodes
@@ -346,7 +344,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
 
 
 def evaluate(agent, envs, args):
-    """Play greedy episodes in envs. Prints and returns their mean return."""
+    """Play greedy episodes in envs of one environment. Prints and returns their mean return."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
@@ -371,13 +369,12 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
 def train(args):
     """Train by PPO (Schulman et al. 2017, algorithm 1), then evaluate. Returns the agent."""
     # Set up the processes, the environments, the agent and the optimizer
-    rank = int(os.environ.get("RANK", 0))  # torchrun sets them
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ.get("RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    if args.device == "cuda":  # each process takes a GPU of its own
-        torch.cuda.set_device(local_rank % max(torch.cuda.device_count(), 1))
+    if args.device == "cuda" and torch.cuda.is_available():  # one a process
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not of {args.env_id}")
@@ -394,7 +391,7 @@ def train(args):
     learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
     done = np.zeros(args.num_envs, bool)
 
@@ -411,6 +408,7 @@ def train(args):
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
+    ended = np.zeros_like(done)  # short episodes are the first
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
@@ -422,7 +420,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
-            weight = batch_size / (global_step + batch_size)  # its share of all steps
+            weight = batch_size / (global_step + batch_size)  # share of all steps
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
@@ -433,7 +431,8 @@ def train(args):
             # Log to TensorBoard and the terminal
             last_returns.extend(episode["r"] for episode in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
-            solved = len(last_returns) == 20 and mean_return >= args.target_return
+            ended |= ~rollout["valid"].all(0)
+            solved = ended.all() and len(last_returns) == 20 and mean_return >= args.target_return
             solved = average(torch.tensor(float(solved))) == 1  # in all processes
             if rank > 0:
                 continue
@@ -467,8 +466,9 @@ def train(args):
             save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
-        with suppress(Exception):  # killed workers cannot answer
+        with suppress(Exception):  # workers may be dead
             envs.close(timeout=1)
+        envs.unwrapped.closed = True  # else __del__ prints a traceback
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # gloo may abort if it ends at once
@@ -489,7 +489,7 @@ if __name__ == "__main__":
         if checkpoint is not None:
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
-            check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
+            check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # again, over its flags
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")

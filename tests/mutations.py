@@ -115,8 +115,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "    agent.eval()\n", "", "test_rollout.py::test_any_layer_trains_without_numpy"),
     (
         D,
-        '        optimizer.load_state_dict(saved["optimizer"])',
-        "        pass",
+        ' | {"state": saved["optimizer"]["state"]}',
+        "",
         "test_checkpoints.py::test_a_resumed_run_keeps_its_optimizer_and_begins_another_episode",
     ),
     (D, '"step": global_step}', '"step": global_step - args.num_steps}', "test_runs.py::test_solved_run_stops_early"),
@@ -273,7 +273,23 @@ FAULTS = [  # script, text, text with the fault, test
         "            if False:\n",
         "test_vector.py::test_two_processes_train_as_one",
     ),
-    (V, "wrappers=[DropInfo], ", "", "test_other_people.py::test_nothing_in_an_info_stops"),
+    (V, "[w for w in wrappers if w != DropInfo]", "[]", "test_vector.py::test_wrappers_of_one_environment"),
+    (V, "ended.all() and ", "", "test_vector.py::test_short_episodes_alone"),
+    (V, '{"num_envs"} <= ', "", "test_checkpoints.py::test_a_checkpoint_of_another_script"),
+    (V, "        envs.unwrapped.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),
+    (
+        V,
+        '{"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]',
+        'film | asdict(args)["env_kwargs"] | {"vectorization_mode": args.vectorization_mode}',
+        "test_vector.py::test_a_vectorization_mode_in_env_kwargs",
+    ),
+    (
+        D,
+        'optimizer.state_dict() | {"state": saved["optimizer"]["state"]}',
+        'saved["optimizer"]',
+        "test_checkpoints.py::test_a_changed_optimizer",
+    ),
+    (V, "wrappers = [DropInfo]", "wrappers = []", "test_other_people.py::test_nothing_in_an_info_stops"),
 ]
 
 

@@ -457,6 +457,26 @@ for scale in (1e-4, 1, 1e4):
     gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)
 
 
+class Hasty(gym.Env):
+    """Half of its episodes return 1 after 2 steps, the others 0 after 100."""
+
+    observation_space, action_space = Box(-1, 1, (2,)), Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.good = self.np_random.random() < 0.5
+        self.left = 2 if self.good else 100
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        end = self.left == 0
+        return np.zeros(2, np.float32), float(self.good and end), end, False, {}
+
+
+gym.register("Hasty-v0", Hasty)
+
+
 class Sized(Recorder):
     """A Recorder whose observations are so large, and 0 in this share of the steps."""
 

@@ -37,7 +37,6 @@ DELIBERATE = {
     },
     "ppo_vector": {
         "Args.num_steps": "a rollout is as many steps in each of several environments",
-        "Args.norm_adv": "each process normalizes its own",
         "Args.norm_obs": "one set of defaults for all actions; several environments explore enough on Acrobot",
         "Args.ent_coef": "one set of defaults for all actions",
         "Args.learning_rate": "measured: fewer and larger steps cost less time",
@@ -45,7 +44,6 @@ DELIBERATE = {
         "Args.hidden_size": "measured: fewer and larger steps cost less time",
         "Args.vf_coef": "measured: LunarLander ends higher",
         "Args.target_kl": "half the epochs move the policy less",
-        "Args.seed": "there are several environments",
         "Args.total_timesteps": "a reset is a step of its own",
         "Args.__post_init__": "the number of environments is one more that must be positive",
         "ActorCritic.__init__": BOTH,

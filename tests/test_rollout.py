@@ -134,7 +134,7 @@ def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
     """As of an action at the end of a bounded distribution."""
     log_prob = agent.log_prob_and_entropy
     monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, None))
-    with pytest.raises(ValueError, match="NaN or Inf in logprobs: mend"):
+    with pytest.raises(ValueError, match="NaN or Inf in logprobs: check distribution"):
         player().play(20, np.random.default_rng(0))
 
 

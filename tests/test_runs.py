@@ -128,12 +128,11 @@ def test_an_evaluation_repeats_where_the_global_generators_are_used(script, prob
 
 @once_per_script
 def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, launch, tmp_path):
-    vector = "vector." if hasattr(script, "make_envs") else ""
-    name = "envs" if vector else "env"
-    line = f'    {name} = gym.wrappers.{vector}RecordEpisodeStatistics({name}, stats_key="ppo_episode")\n'
+    name, wrappers = ("envs", "vector") if hasattr(script, "make_envs") else ("env", "gym.wrappers")
+    line = f'    {name} = {wrappers}.RecordEpisodeStatistics({name}, stats_key="ppo_episode")\n'
     source = Path(script.__file__).read_text()
     assert line in source
-    wrapper = f"    {name} = gym.wrappers.{vector}TransformReward({name}, lambda reward: 0 * reward)\n"
+    wrapper = f"    {name} = {wrappers}.TransformReward({name}, lambda reward: 0 * reward)\n"
     (tmp_path / "edited.py").write_text(source.replace(line, line + wrapper))
     env_id = "Pendulum-v1" if script.__name__ == "ppo_continuous" else "CartPole-v1"
     result = launch("edited.py", "--env-id", env_id, "--total-timesteps", 2048, "--eval-episodes", 3, PYTHONPATH="")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import probe_envs
 import pytest
@@ -275,17 +276,52 @@ def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_pa
     os.kill(process.pid, number)
     assert process.wait(30) == 128 + number
     assert (tmp_path / "out").read_text().splitlines()[-1].startswith("checkpoint: ")
+    assert "Traceback" not in (tmp_path / "err").read_text()
 
 
 def test_the_agent_of_discrete_actions_has_no_gaussian():
     assert "log_std" not in ppo_vector.ActorCritic(OBS_SPACE, Discrete(2), ppo_vector.Args()).state_dict()
 
 
+def missing(env):
+    raise gym.error.DependencyNotInstalled("opencv is not installed")
+
+
+@pytest.mark.parametrize(
+    "env_id, wrapper, message",
+    [
+        ("probe_envs:RecorderDiscrete-v0", missing, "opencv is not installed"),
+        ("CartPole-v1", gym.wrappers.NormalizeReward, "vector_entry_point"),
+    ],
+)
+def test_wrappers_of_one_environment_are_never_dropped(env_id, wrapper, message):
+    """Of a native form, or where one of them does not work."""
+    edited = {"__name__": "edited", "__file__": "edited.py", "wrapper": wrapper}
+    exec(Path(ppo_vector.__file__).read_text().replace("[DropInfo]", "[wrapper, DropInfo]"), edited)
+    with pytest.raises(ValueError, match=message):
+        edited["make_envs"](edited["Args"](env_id=env_id), 2)
+
+
+@discrete
+def test_short_episodes_alone_do_not_solve(tiny, capsys):
+    """Good episodes end in 2 steps, bad ones in 100: the first 20 to end are good."""
+    for target, steps, solved in ((0.9, 1024, False), (-1, 1024, False), (-1, 8192, True)):
+        flags = {"total_timesteps": steps, "target_return": target, "num_envs": 32}
+        ppo_vector.train(tiny(env_id="probe_envs:Hasty-v0", num_steps=8, log_dir=f"{target} {steps}", **flags))
+        assert ("solved" in capsys.readouterr().out) is solved
+
+
+def test_a_vectorization_mode_in_env_kwargs_holds():
+    envs = ppo_vector.make_envs(ppo_vector.Args(env_kwargs={"vectorization_mode": "async"}), 2)
+    assert isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
+    envs.close()
+
+
 @discrete
 def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tiny, tmp_path):
     """Of episodes of one step every second step is a reset."""
     for flags in ({"num_steps": 1}, {"num_steps": 3, "num_envs": 1, "num_minibatches": 2}):
-        with pytest.raises(ValueError, match="above half of --num-steps"):
+        with pytest.raises(ValueError, match="--num-minibatches must be at most"):
             script.train(tiny(env_id=probe("OneStep"), **flags))
     assert not [*tmp_path.iterdir()]
     script.train(tiny(env_id=probe("OneStep"), num_steps=3, num_envs=2, num_minibatches=2))
@@ -356,13 +392,14 @@ def test_an_error_in_an_asynchronous_environment_is_named(start):
     assert wait_until(nobody_alive, 5)
 
 
-@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
 def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, number, to_all):
     process = start("hang", "async")
     assert wait_until(Path("accident").exists, 60)
     assert not nobody_alive()
     (os.killpg if to_all else os.kill)(process.pid, number)
     assert process.wait(30) == 128 + number
+    assert "Traceback" not in Path("err").read_text()
     assert wait_until(nobody_alive, 5)
     assert_checkpoint_after_one_iteration()
 
@@ -381,6 +418,7 @@ def test_each_process_takes_its_own_gpu(tiny, monkeypatch, local_rank, gpus, cho
         taken.append(number)
         raise RuntimeError("the rest needs a GPU")
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
