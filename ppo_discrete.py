@@ -6,7 +6,7 @@
 
     python ppo_discrete.py --env-id CartPole-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Unlike in them, value
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
 targets and advantages are normalized, and asinh compresses large observations.
 """
 
@@ -87,7 +87,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. The command line prints its message alone."""
+    """Raise the error unless passed. The command line prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -110,12 +110,12 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, by --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # stays 1 without --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Logits (B, n), and values (B,) in units of the return, of observations (B, obs_dim)."""
+        """Map observations (B, obs_dim) to logits (B, n) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -156,28 +156,28 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions of one Discrete space."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # a deep copy
+        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # deep copy for env
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # fail before training
+        env.reset()  # for a test render
         can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
         can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
-    env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward, float).item())
+    env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Other wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
+    # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
-    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: register it in a wrapper")
+    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it in a wrapper")
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    # Each combination of choices (2 of a bit) becomes one action, a row of table
+    # Number the combinations of choices (a bit has 2): action a is table[a]
     choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)
     sizes = np.full(space.shape, choices)
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
@@ -205,7 +205,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a KeyError: see make_env
+            episodes.append(info.pop("ppo_episode"))  # env may reuse info. KeyError: see make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -219,7 +219,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -284,7 +284,7 @@ def evaluate(agent, env, args):
     """Play greedy episodes in env. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # an episode may never end
+    for _ in range(0, 10**6, args.num_steps):  # a million steps at most
         if len(returns) < args.eval_episodes:
             _, _, obs, episodes = collect_rollout(env, agent, obs, args)
             returns += [episode["r"] for episode in episodes]
@@ -295,8 +295,8 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
+    """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # args start a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -307,7 +307,7 @@ def train(args):
     # Set up the environment, the agent and the optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not of {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed)  # for environments that use it
@@ -322,7 +322,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed, or env repeats rng
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -349,7 +349,7 @@ def train(args):
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs are by the old ones
+                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal
@@ -403,7 +403,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, over its flags
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -415,7 +415,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Raised by check or load_state_dict: a mistake of the user
+        # Raised by check or load_state_dict: print no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

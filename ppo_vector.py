@@ -7,7 +7,7 @@
     python ppo_vector.py --env-id CartPole-v1
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Unlike in them, value
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
 targets and advantages are normalized, asinh compresses large observations, processes averaged.
 """
 
@@ -95,7 +95,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. The command line prints its message alone."""
+    """Raise the error unless passed. The command line prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -130,12 +130,12 @@ class ActorCritic(nn.Module):
         self.log_std = None if self.discrete else nn.Parameter(log_std)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, by --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # stays 1 without --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Logits (B, n) or means (B, K), and values (B,) like returns, of obs (B, obs_dim)."""
+        """Map observations (B, obs_dim) to logits (B, n) or means (B, K), and values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -207,18 +207,18 @@ def make_envs(args, num_envs, video_folder=None):
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them first")
     if args.capture_video:
-        envs.reset()  # fail before training
+        envs.reset()  # for a test render
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
         can_film = can_film and envs.render_mode == "rgb_array" and np.ndim(envs.render()[0]) == 3
         check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here. Use --norm-obs: the statistics of NormalizeObservation are not saved
+    # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
         if obs_space != flatten_space(obs_space):  # 15% of CartPole's time
             envs = vector.FlattenObservation(envs)
-    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: register it in a wrapper")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: convert it in a wrapper")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
@@ -278,7 +278,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the best outputs: others may be -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -348,7 +348,7 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # an episode may never end
+    for _ in range(0, 10**6, args.num_steps):  # a million steps at most
         if len(returns) < args.eval_episodes:
             _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
             returns += [episode["r"] for episode in episodes]
@@ -359,8 +359,8 @@ def evaluate(agent, envs, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run that is killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
+    """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # args start a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -377,7 +377,7 @@ def train(args):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not of {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed + rank)  # for environments that use it
@@ -392,7 +392,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # else env repeats rng's draws
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env repeats rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -425,7 +425,7 @@ def train(args):
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs are by the old ones
+                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
@@ -490,7 +490,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again, over its flags
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -502,7 +502,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Raised by check or load_state_dict: a mistake of the user
+        # Raised by check or load_state_dict: print no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

@@ -154,7 +154,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (D, "maxlen=20", "maxlen=10", "test_runs.py::test_curves_show_episodes_and_rates_over_environment_steps"),
     (D, "bool(terminated)", "terminated", "test_rollout.py::test_ends_and_rewards_of_any_type"),
-    (D, "np.asarray(reward, float).item()", "reward", "test_rollout.py::test_ends_and_rewards_of_any_type"),
+    (D, "np.asarray(r, float).item()", "reward", "test_rollout.py::test_ends_and_rewards_of_any_type"),
     (
         D,
         "logprobs.shape == values.shape",

@@ -28,7 +28,7 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
         ("--evaluate", checkpoint, "--eval-episodes", 1, "--hidden-size", 8): "size mismatch",
         ("--evaluate", checkpoint, "--eval-episodes", 1, "--env-id", probe("ObsFloat64")): "size mismatch",
         ("--resume", checkpoint, "--total-timesteps", 128, "--hidden-size", 8): "size mismatch",
-        ("--resume", checkpoint, "--total-timesteps", 128, "--env-id", probe("Same")): "is not of",
+        ("--resume", checkpoint, "--total-timesteps", 128, "--env-id", probe("Same")): "is not for",
         ("--resume", checkpoint): "raise --total-timesteps above 64",
     }.items():
         code, message = main(*flags)
