@@ -179,14 +179,14 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, no float Box; for Discrete use ppo_discrete.py")
-    # Actions with two bounds are scaled to them from -1 and 1, others stay
+    # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
     bounded = np.isfinite(box.high - box.low)
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
     def to_bounds(action):
-        action = (high / 2 + low / 2) + (high / 2 - low / 2) * action
+        action = high / 2 + low / 2 + (high - low) / 2 * action
         action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
         return unflatten(space, action)
 

@@ -8,7 +8,7 @@
     torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
-targets and advantages are normalized, asinh compresses large observations, processes averaged.
+targets and advantages are normalized, asinh compresses large observations, weights are averaged.
 """
 
 import json
@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.spaces import Box, Discrete, flatten_space
+from gymnasium.spaces import Box, Discrete, flatdim, flatten_space
 from gymnasium.wrappers import vector
 from torch import distributed as dist
 from torch import nn
@@ -58,7 +58,7 @@ class Args:
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     num_envs: int = 16  # environments of each process
-    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # native if any, else sync
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # vector_entry_point, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
     num_minibatches: int = 4  # minibatches of an epoch
     update_epochs: int = 5  # passes over a rollout; 3 to 20
@@ -90,7 +90,7 @@ class Args:
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         rows = self.num_steps // 2 * self.num_envs  # at worst every second step is a reset
-        check(rows >= self.num_minibatches, f"--num-minibatches must be at most {rows}")
+        check(rows >= self.num_minibatches, "too few --num-steps for --num-minibatches")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
 
 
@@ -124,10 +124,9 @@ class ActorCritic(nn.Module):
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.discrete = isinstance(action_space, Discrete)
-        num_outputs = action_space.n if self.discrete else action_space.shape[0]
-        self.actor = layer_init(nn.Linear(args.hidden_size, num_outputs), gain=0.01)
-        log_std = torch.full(action_space.shape, args.log_std_init)
-        self.log_std = None if self.discrete else nn.Parameter(log_std)
+        self.actor = layer_init(nn.Linear(args.hidden_size, flatdim(action_space)), gain=0.01)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         # Running statistics, which forward normalizes by
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # stays 1 without --norm-obs
@@ -180,7 +179,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and no info: gathering it costs time, and fails for some."""
+    """A plain reward and no info: gathering infos costs time and may fail."""
 
     def reset(self, **kwargs):
         return self.env.reset(**kwargs)[0], {}
@@ -194,11 +193,11 @@ def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]
-    wrappers = [DropInfo]  # others go before it (--vectorization-mode sync)
+    wrappers = [DropInfo]  # put yours before it, in mode sync or async
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
-        except gym.error.Error:  # a native form takes none
+        except gym.error.Error:  # vector_entry_point takes none
             wrappers = [w for w in wrappers if w != DropInfo]
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
@@ -222,18 +221,18 @@ def make_envs(args, num_envs, video_folder=None):
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
-    fits = isinstance(space, Discrete) or (isinstance(space, Box) and space.dtype.kind == "f")
-    check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     if isinstance(space, Discrete):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
-    # Actions with two bounds are scaled to them from -1 and 1, others stay
+    fits = isinstance(space, Box) and space.dtype.kind == "f"
+    check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
+    # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
     bounded = np.isfinite(box.high - box.low)
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
     def to_bounds(action):
-        action = (high / 2 + low / 2) + (high / 2 - low / 2) * action
+        action = high / 2 + low / 2 + (high - low) / 2 * action
         action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
@@ -259,7 +258,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated = np.array(terminated, bool)
         truncated = np.array(truncated, bool)
-        # valid leaves out the step after an episode, which is a reset
+        # The last is valid: a step after an episode is only a reset
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
@@ -373,7 +372,7 @@ def train(args):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("gloo")
-    if args.device == "cuda" and torch.cuda.is_available():  # one a process
+    if args.device == "cuda" and torch.cuda.is_available():  # one GPU each
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
@@ -382,7 +381,7 @@ def train(args):
     seed = args.seed + start_step  # a resumed run draws other numbers
     random.seed(seed + rank)  # for environments that use it
     np.random.seed(seed + rank)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the same weights in all
     torch.set_num_threads(1)  # more are slower for small networks
     rng = np.random.default_rng([seed, rank])
     envs = make_envs(args, args.num_envs)
@@ -408,7 +407,7 @@ def train(args):
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
-    ended = np.zeros_like(done)  # short episodes are the first
+    ended = np.zeros_like(done)  # short episodes end first
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
@@ -467,11 +466,12 @@ def train(args):
             writer.close()
             print(f"checkpoint: {path}")
         with suppress(Exception):  # workers may be dead
-            envs.close(timeout=1)
+            timeout = {"timeout": 1} if hasattr(envs.unwrapped, "processes") else {}  # async
+            envs.close(**timeout)
         envs.unwrapped.closed = True  # else __del__ prints a traceback
         if world_size > 1:
             dist.destroy_process_group()
-            time.sleep(0.1)  # gloo may abort if it ends at once
+            time.sleep(0.1)  # else gloo may abort at exit
     return agent
 
 

@@ -177,7 +177,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        "            envs.close(timeout=1)",
+        "            envs.close(**timeout)",
         "            pass",
         "test_other_people.py::test_an_error_closes_the_environment",
     ),
@@ -230,7 +230,7 @@ FAULTS = [  # script, text, text with the fault, test
         "steps.append((obs, outputs, np.clip(action, -1, 1),",
         "test_rollout.py::test_rows_are_the_transitions_of_the_environment",
     ),
-    (C, "(high / 2 + low / 2) + (high", "(high", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
+    (C, "high / 2 + low / 2 + (high", "(high", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
     (C, "np.where(bounded, box.low, -1)", "np.where(True, box.low, -1)", "test_spaces.py::test_actions_are_scaled"),
     (
         C,
@@ -274,6 +274,12 @@ FAULTS = [  # script, text, text with the fault, test
         "test_vector.py::test_two_processes_train_as_one",
     ),
     (V, "[w for w in wrappers if w != DropInfo]", "[]", "test_vector.py::test_wrappers_of_one_environment"),
+    (
+        V,
+        ' if hasattr(envs.unwrapped, "processes") else {}',
+        "",
+        "test_vector.py::test_a_native_environment_whose_close",
+    ),
     (V, "ended.all() and ", "", "test_vector.py::test_short_episodes_alone"),
     (V, '{"num_envs"} <= ', "", "test_checkpoints.py::test_a_checkpoint_of_another_script"),
     (V, "        envs.unwrapped.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),

@@ -311,6 +311,15 @@ def test_short_episodes_alone_do_not_solve(tiny, capsys):
         assert ("solved" in capsys.readouterr().out) is solved
 
 
+@discrete
+def test_a_native_environment_whose_close_takes_no_timeout_is_closed(tiny, monkeypatch):
+    """As that of gym.vector.VectorEnv."""
+    closed = []
+    monkeypatch.setattr(probe_envs.NativeRecorder, "close_extras", lambda self: closed.append(self.num_envs))
+    ppo_vector.train(tiny(env_id="probe_envs:NativeRecorderDiscrete-v0", eval_episodes=1))
+    assert closed == [2, 1]
+
+
 def test_a_vectorization_mode_in_env_kwargs_holds():
     envs = ppo_vector.make_envs(ppo_vector.Args(env_kwargs={"vectorization_mode": "async"}), 2)
     assert isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
@@ -321,7 +330,7 @@ def test_a_vectorization_mode_in_env_kwargs_holds():
 def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tiny, tmp_path):
     """Of episodes of one step every second step is a reset."""
     for flags in ({"num_steps": 1}, {"num_steps": 3, "num_envs": 1, "num_minibatches": 2}):
-        with pytest.raises(ValueError, match="--num-minibatches must be at most"):
+        with pytest.raises(ValueError, match="too few --num-steps"):
             script.train(tiny(env_id=probe("OneStep"), **flags))
     assert not [*tmp_path.iterdir()]
     script.train(tiny(env_id=probe("OneStep"), num_steps=3, num_envs=2, num_minibatches=2))
