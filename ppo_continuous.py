@@ -51,7 +51,7 @@ class Args:
     numpy_actor: bool = True  # act in NumPy, which is faster than forward
 
     # The algorithm
-    learning_rate: float = 5e-4  # of Adam; 1e-4 to 3e-3
+    learning_rate: float = 7e-4  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower the learning rate linearly to 0
     num_steps: int = 2048  # steps of a rollout; 512 to 4096
     num_minibatches: int = 8  # minibatches of an epoch
