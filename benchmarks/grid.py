@@ -56,7 +56,7 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
-WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3"
+WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3 --ent-coef 0.005"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
     Work(V, "CartPole-v1", range(1, 6), 100_000),
@@ -71,6 +71,7 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
+    Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", "--ent-coef 0.005"),
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", WALKER),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
