@@ -225,7 +225,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
-    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")

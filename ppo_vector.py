@@ -89,8 +89,7 @@ class Args:
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
-        rows = self.num_steps // 2 * self.num_envs  # at worst every second step is a reset
-        check(rows >= self.num_minibatches, "too few --num-steps for --num-minibatches")
+        check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
 
 
@@ -198,8 +197,7 @@ def make_envs(args, num_envs, video_folder=None):
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
         except gym.error.Error:  # vector_entry_point takes none
-            wrappers = [w for w in wrappers if w != DropInfo]
-            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=[w for w in wrappers if w != DropInfo], **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
@@ -276,7 +274,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     logprobs, _ = agent.log_prob_and_entropy(forward_outputs[valid], actions)
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
-    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution and --learning-rate")
+    check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
@@ -481,6 +479,8 @@ if __name__ == "__main__":
             signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
+    if hasattr(os, "fork"):  # async workers end at once
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     args = tyro.cli(Args)
