@@ -84,7 +84,7 @@ class Args:
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
-        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
+        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object or a dict")
 
 
 def check(passed, message, error=ValueError):

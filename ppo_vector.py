@@ -89,8 +89,8 @@ class Args:
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
-        check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps")
-        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object, in Python a dict")
+        check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps for --num-minibatches")
+        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object or a dict")
 
 
 def check(passed, message, error=ValueError):
@@ -479,7 +479,7 @@ if __name__ == "__main__":
             signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
-    if hasattr(os, "fork"):  # async workers end at once
+    if hasattr(os, "fork"):  # workers end at once
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

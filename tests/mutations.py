@@ -282,6 +282,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (V, "ended.all() and ", "", "test_vector.py::test_short_episodes_alone"),
     (V, '{"num_envs"} <= ', "", "test_checkpoints.py::test_a_checkpoint_of_another_script"),
+    (V, 'hasattr(os, "fork")', "False", "test_vector.py::test_a_signal_in_a_long_step"),
     (V, "        envs.unwrapped.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),
     (
         V,

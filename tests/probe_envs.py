@@ -281,8 +281,9 @@ class NativeRecorder(gym.vector.SyncVectorEnv):
 class Accident(Recorder):
     """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive, and that may have a $PROBE_ACCIDENT.
 
-    One of all that have the folder is, in its 40th step, to "raise" an error, to "kill" its process or to "hang", or is
-    sent a SIGTERM in its "finaliser". The folder's file "made" has a line for each of them, "closed" for each closed.
+    One of all that have the folder is, in its 40th step, to "raise" an error, to "kill" its process, to "hang" or to
+    "compute", or is sent a SIGTERM in its "finaliser". The folder's file "made" has a line for each of them, "closed"
+    for each closed.
     """
 
     accident, numbers = os.environ.get("PROBE_ACCIDENT"), itertools.count()
@@ -298,11 +299,13 @@ class Accident(Recorder):
             file.write(f"{self.name}\n")
 
     def step(self, action):
-        if len(self.log) == 40 and self.accident in ("raise", "kill", "hang") and first_accident():
+        if len(self.log) == 40 and self.accident in ("raise", "kill", "hang", "compute") and first_accident():
             if self.accident == "raise":
                 raise RuntimeError("an accident in step 40")
             if self.accident == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.accident == "compute":  # where Python sees no signal
+                sum(range(10**11))
             time.sleep(600)
         return super().step(action)
 

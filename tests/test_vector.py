@@ -401,9 +401,17 @@ def test_an_error_in_an_asynchronous_environment_is_named(start):
     assert wait_until(nobody_alive, 5)
 
 
-@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
-def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, number, to_all):
-    process = start("hang", "async")
+@pytest.mark.parametrize(
+    "accident, number, to_all",
+    [
+        ("hang", signal.SIGINT, True),
+        ("hang", signal.SIGTERM, True),
+        ("hang", signal.SIGTERM, False),
+        ("compute", signal.SIGINT, True),
+    ],
+)
+def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, accident, number, to_all):
+    process = start(accident, "async")
     assert wait_until(Path("accident").exists, 60)
     assert not nobody_alive()
     (os.killpg if to_all else os.kill)(process.pid, number)
