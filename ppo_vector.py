@@ -256,7 +256,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated = np.array(terminated, bool)
         truncated = np.array(truncated, bool)
-        # The last is valid: a step after an episode is only a reset
+        # ~done is valid: a step after an episode is only a reset
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
