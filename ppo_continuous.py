@@ -296,9 +296,8 @@ def evaluate(agent, env, args):
             _, _, obs, episodes = collect_rollout(env, agent, obs, args)
             returns += [episode["r"] for episode in episodes]
     returns = returns[: args.eval_episodes]
-    mean = np.mean(returns)
-    print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
-    return mean
+    print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    return np.mean(returns)
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
@@ -396,6 +395,7 @@ def train(args):
 
 
 if __name__ == "__main__":
+
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving

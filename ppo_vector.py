@@ -350,9 +350,8 @@ def evaluate(agent, envs, args):
             _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
             returns += [episode["r"] for episode in episodes]
     returns = returns[: args.eval_episodes]
-    mean = np.mean(returns)
-    print(f"evaluation: mean return {mean:.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
-    return mean
+    print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+    return np.mean(returns)
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
@@ -474,6 +473,7 @@ def train(args):
 
 
 if __name__ == "__main__":
+
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
