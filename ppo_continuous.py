@@ -52,7 +52,7 @@ class Args:
 
     # The algorithm
     learning_rate: float = 7e-4  # of Adam; 1e-4 to 3e-3
-    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_steps: int = 2048  # steps of a rollout; 512 to 4096
     num_minibatches: int = 8  # minibatches of an epoch
     update_epochs: int = 10  # passes over a rollout; 3 to 20
@@ -62,7 +62,7 @@ class Args:
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
-    ent_coef: float = 0.0  # weight of the entropy bonus; 0 to 0.02
+    ent_coef: float = 0.003  # weight of the entropy bonus; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = 0.02  # a larger KL ends the update; 0.01 to 0.05
@@ -175,7 +175,7 @@ def make_env(args, video_folder=None):
     # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
-    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it in a wrapper")
+    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, no float Box; for Discrete use ppo_discrete.py")
@@ -245,7 +245,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     return advantages, advantages + values
 
 
-def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
+def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
     agent.train()
     metrics = defaultdict(list)
@@ -268,7 +268,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
+            loss = policy_loss + args.vf_coef * value_loss - fraction * args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -302,7 +302,7 @@ def evaluate(agent, env, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # args start a new run
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -353,7 +353,7 @@ def train(args):
             weight = args.num_steps / (global_step + args.num_steps)  # share of all steps
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
-            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += args.num_steps

@@ -52,7 +52,7 @@ class Args:
 
     # The algorithm
     learning_rate: float = 1.5e-3  # of Adam; 1e-4 to 3e-3
-    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_steps: int = 1024  # steps of a rollout; 512 to 4096
     num_minibatches: int = 4  # minibatches of an epoch
     update_epochs: int = 10  # passes over a rollout; 3 to 20
@@ -173,7 +173,7 @@ def make_env(args, video_folder=None):
     # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
         env = gym.wrappers.FlattenObservation(env)
-    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it in a wrapper")
+    check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
@@ -238,7 +238,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     return advantages, advantages + values
 
 
-def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
+def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
     agent.train()
     metrics = defaultdict(list)
@@ -261,7 +261,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
+            loss = policy_loss + args.vf_coef * value_loss - fraction * args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -295,7 +295,7 @@ def evaluate(agent, env, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # args start a new run
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -346,7 +346,7 @@ def train(args):
             weight = args.num_steps / (global_step + args.num_steps)  # share of all steps
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
-            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += args.num_steps

@@ -56,7 +56,7 @@ class Args:
 
     # The algorithm
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
-    anneal_lr: bool = True  # lower the learning rate linearly to 0
+    anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_envs: int = 16  # environments of each process
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # vector_entry_point, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
@@ -192,7 +192,7 @@ def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]
-    wrappers = [DropInfo]  # put yours before it, in mode sync or async
+    wrappers = [DropInfo]  # put yours before it (sync, async)
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
@@ -202,7 +202,7 @@ def make_envs(args, num_envs, video_folder=None):
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
-    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them first")
+    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # for a test render
         can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
@@ -215,7 +215,7 @@ def make_envs(args, num_envs, video_folder=None):
     with suppress(NotImplementedError):
         if obs_space != flatten_space(obs_space):  # 15% of CartPole's time
             envs = vector.FlattenObservation(envs)
-    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: convert it in a wrapper")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: convert it")
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
@@ -295,7 +295,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     return advantages, advantages + values
 
 
-def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
+def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
     """Train on a rollout by the loss of Schulman et al. 2017, equations 7, 9. Returns metrics."""
     agent.train()
     metrics = defaultdict(list)
@@ -318,7 +318,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng):
             # Value loss, in standard deviations of the return
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
-            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropies.mean()
+            loss = policy_loss + args.vf_coef * value_loss - fraction * args.ent_coef * entropies.mean()
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -356,7 +356,7 @@ def evaluate(agent, envs, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # args start a new run
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # for a new run
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -419,7 +419,7 @@ def train(args):
             weight = batch_size / (global_step + batch_size)  # share of all steps
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
-            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng)
+            metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += batch_size

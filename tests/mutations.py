@@ -20,7 +20,9 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "rewards + gamma * (1", "rewards + (1", "test_gae.py"),
     (D, "decay = gamma * gae_lambda *", "decay = gamma *", "test_gae.py"),
     (D, "advantages + values", "advantages - values", "test_gae.py"),
-    (D, "- args.ent_coef * entropies", "+ args.ent_coef * entropies", "test_update.py::test_equals_a_textbook_update"),
+    (D, "- fraction * args.ent_coef", "+ fraction * args.ent_coef", "test_update.py::test_equals_a_textbook_update"),
+    (D, "- fraction * args", "- args", "test_update.py::test_a_fraction_scales_the_entropy_bonus_alone"),
+    (D, "args, rng, fraction)", "args, rng)", "test_runs.py::test_the_entropy_bonus_falls_with_the_learning_rate"),
     (
         D,
         'logratio = logprobs - rollout["logprobs"][rows]',

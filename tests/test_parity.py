@@ -27,7 +27,7 @@ DELIBERATE = {
         "Args.num_steps": "measured: and longer rollouts",
         "Args.num_minibatches": "measured: of as many rows",
         "Args.norm_obs": "observations of such environments differ in scale",
-        "Args.ent_coef": "the entropy of a Gaussian has no upper end",
+        "Args.ent_coef": "measured: more noise costs more of the return",
         "ActorCritic.__init__": GAUSSIAN,
         "ActorCritic.forward": "the docstring says what it returns",
         "ActorCritic.sample": GAUSSIAN,

@@ -190,6 +190,20 @@ def test_the_learning_rate_stays_without_annealing(script, tiny):
 
 
 @once_per_script
+@pytest.mark.parametrize("anneal_lr", [True, False])
+def test_the_entropy_bonus_falls_with_the_learning_rate(script, tiny, monkeypatch, anneal_lr):
+    ppo_update, fractions = script.ppo_update, []
+
+    def update(*args):
+        fractions.append(args[-1])
+        return ppo_update(*args)
+
+    monkeypatch.setattr(script, "ppo_update", update)
+    script.train(tiny(anneal_lr=anneal_lr))
+    assert fractions == pytest.approx([1, 0.75, 0.5, 0.25] if anneal_lr else [1] * 4)
+
+
+@once_per_script
 def test_solved_takes_20_episodes(script, tiny, record):
     rollouts = record("collect_rollout")
     script.train(tiny(target_return=-1000.0, total_timesteps=100_000))

@@ -20,13 +20,14 @@ def batch(script, agent, player):
 def update(script, agent, batch):
     """Run ppo_update on the batch with other flags, log-probabilities or advantages; returns its metrics."""
 
-    def update(logprobs=None, advantages=None, seed=7, **flags):
+    def update(logprobs=None, advantages=None, seed=7, fraction=1, **flags):
         rollout, own_advantages, returns = batch
         rollout = rollout if logprobs is None else rollout | {"logprobs": logprobs}
         advantages = own_advantages if advantages is None else advantages
         args = script.Args(**{"target_kl": None} | flags)
         optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
-        return script.ppo_update(agent, optimizer, rollout, advantages, returns, args, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return script.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
 
     return update
 
@@ -79,6 +80,17 @@ def test_equals_a_textbook_update(agent, script, batch, update, flags):
     assert metrics["losses/clipfrac"] > 0.3
     torch.testing.assert_close(agent.state_dict(), twin.state_dict(), rtol=0, atol=1e-4)
     assert (agent.backbone[0].weight - before["backbone.0.weight"]).abs().max() > 1e-3
+
+
+def test_a_fraction_scales_the_entropy_bonus_alone(agent, update):
+    before = copy.deepcopy(agent.state_dict())
+    weights = []
+    for flags in ({"ent_coef": 0.2, "fraction": 0.5}, {"ent_coef": 0.1}, {"ent_coef": 0.2}):
+        agent.load_state_dict(before)
+        update(**flags)
+        weights.append(copy.deepcopy(agent.state_dict()))
+    assert_same(weights[0], weights[1])
+    assert (weights[1]["actor.weight"] - weights[2]["actor.weight"]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
