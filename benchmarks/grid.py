@@ -71,7 +71,6 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
-    Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", "--ent-coef 0.005"),
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", WALKER),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
