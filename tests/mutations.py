@@ -23,6 +23,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "- fraction * args.ent_coef", "+ fraction * args.ent_coef", "test_update.py::test_equals_a_textbook_update"),
     (D, "- fraction * args", "- args", "test_update.py::test_a_fraction_scales_the_entropy_bonus_alone"),
     (D, "args, rng, fraction)", "args, rng)", "test_runs.py::test_the_entropy_bonus_falls_with_the_learning_rate"),
+    (V, "args, rng, fraction)", "args, rng)", "test_runs.py::test_the_entropy_bonus_falls_with_the_learning_rate"),
     (
         D,
         'logratio = logprobs - rollout["logprobs"][rows]',

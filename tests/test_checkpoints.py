@@ -111,7 +111,7 @@ def test_an_agent_is_loaded_without_an_episode(script, tiny, checkpoint, record)
 
 @once_per_script
 def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, tiny, monkeypatch):
-    rates, ppo_update, adam = [], script.ppo_update, torch.optim.Adam
+    rates, fractions, ppo_update, adam = [], [], script.ppo_update, torch.optim.Adam
 
     def two_groups(parameters, lr, **kwargs):
         first, *rest = parameters
@@ -119,6 +119,7 @@ def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, t
 
     def recording(agent, optimizer, *rest):
         rates.append([group["lr"] for group in optimizer.param_groups])
+        fractions.append(rest[-1])  # of the entropy bonus
         return ppo_update(agent, optimizer, *rest)
 
     monkeypatch.setattr(torch.optim, "Adam", two_groups)
@@ -127,6 +128,7 @@ def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, t
     script.train(tiny(learning_rate=0.01, total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
     left = [1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
     np.testing.assert_allclose(rates, [[0.1 * part, 0.01 * part] for part in left])
+    np.testing.assert_allclose(fractions, left)
 
 
 @once_per_script
