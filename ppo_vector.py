@@ -68,7 +68,7 @@ class Args:
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
-    ent_coef: float = 0.0  # first weight of the entropy; 0 to 0.02
+    ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
@@ -296,7 +296,7 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 
 
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
-    """Train by equations 7, 9 of Schulman et al. 2017; fraction: of ent_coef. Returns metrics."""
+    """Train by Schulman et al. 2017, equations 7, 9; fraction scales ent_coef. Returns metrics."""
     agent.train()
     metrics = defaultdict(list)
     metrics["explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
@@ -356,7 +356,7 @@ def evaluate(agent, envs, args):
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
     """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # drops resume
+    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # without resume
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
