@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict, deque
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -212,7 +212,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # env may reuse info. KeyError: see make_env
+            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -226,7 +226,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # largest only: a masked logit is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -238,7 +238,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * (1 - terminated) * next_values - values
-    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)
+    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # the sum ends at both
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
@@ -328,13 +328,13 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed, or env repeats rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # by seed, env would draw rng's numbers
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams would make a folder
@@ -346,13 +346,13 @@ def train(args):
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # NumPy's numbers in a checkpoint do not load
+                group["lr"] = float(fraction) * learning_rate  # a NumPy number breaks a checkpoint
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)  # share of all steps
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
@@ -415,7 +415,7 @@ if __name__ == "__main__":
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
             np.random.seed(args.seed)
-            with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:
+            with make_env(args, Path(checkpoint).parent / "videos") as env:
                 agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
                 agent.load_state_dict(saved["agent"])
                 evaluate(agent, env, args)

@@ -275,7 +275,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # best ones only: masked ones are -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # largest only: a masked logit is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -288,7 +288,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * (1 - terminated) * next_values - values
-    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)
+    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # the sum ends at both
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
@@ -388,7 +388,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env repeats rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # by seed, env would draw rng's numbers
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -396,7 +396,7 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1 if args.resume else None)
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams would make a folder
@@ -410,7 +410,7 @@ def train(args):
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
             for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # NumPy's numbers in a checkpoint do not load
+                group["lr"] = float(fraction) * learning_rate  # a NumPy number breaks a checkpoint
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -418,7 +418,7 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)  # share of all steps
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones

@@ -168,7 +168,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "float(fraction)", "fraction", "test_checkpoints.py::test_a_schedule_by_numpy_makes_a_checkpoint_that_loads"),
     (
         D,
-        'with closing(make_env(args, Path(checkpoint).parent / "videos")) as env:',
+        'with make_env(args, Path(checkpoint).parent / "videos") as env:',
         'if env := make_env(args, Path(checkpoint).parent / "videos"):',
         "test_other_people.py::test_an_error_closes_the_environment",
     ),
