@@ -84,7 +84,7 @@ class Args:
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
-        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object or a dict")
+        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object")
 
 
 def check(passed, message, error=ValueError):
@@ -111,8 +111,7 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, *action_space.shape), gain=0.01)
         self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # stays 1 without --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # running; 1 without --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -165,17 +164,18 @@ def make_env(args, video_folder=None):
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # for a test render
-        can_film = find_spec("moviepy") and "rgb_array" in env.metadata.get("render_modes", ())
-        can_film = can_film and env.render_mode and np.ndim(env.render()) == 3
-        check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
+        films = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
+        check(find_spec("moviepy") and films, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        env = gym.wrappers.FlattenObservation(env)
+        if not isinstance(env.observation_space, Box):  # casts a Box: pixels / 255 to 0
+            env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
+    env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, no float Box; for Discrete use ppo_discrete.py")
@@ -212,7 +212,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env
+            episodes.append(info.pop("ppo_episode"))  # env may reuse info. KeyError: see make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -226,7 +226,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # largest only: a masked logit is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # .max: a masked logit is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -288,7 +288,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Play greedy episodes in env. Prints and returns their mean return."""
+    """Play greedy episodes. Prints and returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(0, 10**6, args.num_steps):  # a million steps at most
@@ -328,7 +328,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # by seed, env would draw rng's numbers
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # by seed, env would repeat rng
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -422,7 +422,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Raised by check or load_state_dict: print no traceback
+        # From check or load_state_dict: no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

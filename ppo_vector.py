@@ -90,7 +90,7 @@ class Args:
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps for --num-minibatches")
-        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object or a dict")
+        check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object")
 
 
 def check(passed, message, error=ValueError):
@@ -127,8 +127,7 @@ class ActorCritic(nn.Module):
         if not self.discrete:
             self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        # Running statistics, which forward normalizes by
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # stays 1 without --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # running; 1 without --norm-obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -181,7 +180,8 @@ class DropInfo(gym.Wrapper):
     """A plain reward and no info: gathering infos costs time and may fail."""
 
     def reset(self, **kwargs):
-        return self.env.reset(**kwargs)[0], {}
+        obs, _ = self.env.reset(**kwargs)
+        return obs, {}
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)
@@ -202,20 +202,20 @@ def make_envs(args, num_envs, video_folder=None):
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
         check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
-    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes its env_kwargs: copy them")
+    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # for a test render
-        can_film = find_spec("moviepy") and "rgb_array" in envs.metadata.get("render_modes", ())
-        can_film = can_film and envs.render_mode == "rgb_array" and np.ndim(envs.render()[0]) == 3
-        check(can_film, "--capture-video needs moviepy, and images by the render mode rgb_array")
+        films = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
+        check(find_spec("moviepy") and films, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
-    obs_space = envs.single_observation_space
     with suppress(NotImplementedError):
-        if obs_space != flatten_space(obs_space):  # 15% of CartPole's time
+        if not isinstance(envs.single_observation_space, Box):  # casts a Box: pixels / 255 to 0
             envs = vector.FlattenObservation(envs)
-    check(isinstance(envs.observation_space, Box), f"cannot flatten {obs_space}: convert it")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {args.env_id}: convert it")
+    flat = flatten_space(envs.single_observation_space)
+    envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
@@ -275,7 +275,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # largest only: a masked logit is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # .max: a masked logit is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -388,7 +388,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # by seed, env would draw rng's numbers
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # by seed, env would repeat rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -502,7 +502,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # Raised by check or load_state_dict: print no traceback
+        # From check or load_state_dict: no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

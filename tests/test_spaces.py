@@ -141,6 +141,37 @@ def test_observations_of_any_space_are_flattened(script, probe, tiny, name):
     script.train(tiny(env_id=probe(f"Obs{name}")))
 
 
+@pytest.fixture
+def observe(script, probe, monkeypatch):
+    """The first observation when a wrapper of one's own, which keeps the space, changes each by a function."""
+    wrappers = gym.wrappers.vector if hasattr(script, "make_envs") else gym.wrappers
+    record = wrappers.RecordEpisodeStatistics
+
+    def observe(name, change):
+        def wrap(env, **names):
+            return wrappers.TransformObservation(record(env, **names), change, observation_space=env.observation_space)
+
+        monkeypatch.setattr(wrappers, "RecordEpisodeStatistics", wrap)
+        obs, _ = make_envs(script, script.Args(env_id=probe(name))).reset(seed=1)
+        return obs
+
+    return observe
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrapper_may_scale_bytes_and_keep_their_space(observe):
+    """As many do by obs / 255: a cast to the space's dtype would make each 0."""
+    pixels = observe("ObsImage", lambda obs: obs)
+    np.testing.assert_array_equal(observe("ObsImage", lambda obs: obs / 255), pixels / 255)
+    assert pixels.max() > 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_number_in_place_of_an_observation_is_not_spread_over_it(observe):
+    with pytest.raises(ValueError, match="cannot reshape array of size 1"):
+        observe("Recorder", lambda obs: obs[..., :1])
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_actions_fill_the_space(script, family):
     """The environment itself asserts that they lie in it."""

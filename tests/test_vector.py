@@ -17,7 +17,7 @@ import reference
 import torch
 from conftest import OBS_SPACE, ROOT, TESTS, assert_same, read_scalars, run_folder
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from torch import distributed as dist
 
@@ -476,3 +476,11 @@ def test_environments_of_envpool_reset_in_the_next_step(task, monkeypatch):
             rows.append(obs.copy())
         runs.append(np.array(rows))
     assert (runs[0] == runs[1]).all() and not (runs[0] == runs[2]).all()
+
+
+def test_a_reset_of_old_gym_is_refused():
+    """It returns the observation alone, of which the first number is no observation."""
+    env = probe_envs.Recorder(Discrete(2), Box(-1, 1, (3,)))
+    env.reset = lambda **_: np.zeros(3)
+    with pytest.raises(ValueError, match="unpack"):
+        ppo_vector.DropInfo(env).reset()
