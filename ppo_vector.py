@@ -213,7 +213,7 @@ def make_envs(args, num_envs, video_folder=None):
     with suppress(NotImplementedError):
         if not isinstance(envs.single_observation_space, Box):  # casts a Box: pixels / 255 to 0
             envs = vector.FlattenObservation(envs)
-    check(isinstance(envs.observation_space, Box), f"cannot flatten {args.env_id}: convert it")
+    check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
     envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
