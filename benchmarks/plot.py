@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from ablation import CHANGES, DEFAULTS, ENV_IDS
+from ablation import CHANGES, ENV_IDS
 from grid import RESULTS, THRESHOLDS, WORKS, read
 from report import CLEANRL, PEERS
 
@@ -70,7 +70,7 @@ def main():
     works = [next(work for work in WORKS if work.env_id == env_id) for env_id in ENV_IDS]
     figure, axes = panels(works, 4)
     for axis, work in zip(axes, works, strict=True):
-        draw(axis, (work.script, work.env_id, DEFAULTS[work.script]), "defaults")
+        draw(axis, (work.script, work.env_id, "defaults"), "defaults")
         for variant in CHANGES:
             draw(axis, (work.script, work.env_id, variant), variant, band=False)
     save(figure, axes[0], "ablation.png")

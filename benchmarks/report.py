@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections import defaultdict
 
-from ablation import CHANGES, DEFAULTS, ENV_IDS
+from ablation import CHANGES, ENV_IDS
 from grid import ROOT, THRESHOLDS, WORKS, read
 
 RUNS = read("runs")
@@ -131,7 +131,7 @@ def ablations():
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]
         seeds = set.intersection(*(s for s in found if s)) if any(found) else set()
         columns.append(f"{env_id}, {len(seeds)} seed{'s' * (len(seeds) != 1)}")
-        for row, variant in zip(rows, (DEFAULTS[script], *CHANGES), strict=True):
+        for row, variant in zip(rows, ("defaults", *CHANGES), strict=True):
             if env_id == "CartPole-v1":
                 row.append(median(values("solved_at", script, env_id, variant, seeds)))
             score = mean(values("evaluation", script, env_id, variant, seeds))
