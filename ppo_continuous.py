@@ -62,7 +62,7 @@ class Args:
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
-    ent_coef: float = 0.003  # initial weight of entropy; 0 to 0.02
+    ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = 0.02  # a larger KL ends the update; 0.01 to 0.05
@@ -181,14 +181,13 @@ def make_env(args, video_folder=None):
     check(fits, f"{args.env_id} has actions {space}, no float Box; for Discrete use ppo_discrete.py")
     # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
-    bounded = np.isfinite(box.high - box.low)
+    bounded = box.high - box.low < 1e30  # not finfo.max
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
     def to_bounds(action):
         action = high / 2 + low / 2 + (high - low) / 2 * action
-        action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
-        return unflatten(space, action)
+        return unflatten(space, np.fmin(np.fmax(action, box.low), box.high))  # NaN crashes some
 
     return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, box.shape))
 
@@ -301,8 +300,8 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # without resume
+    """Write all or nothing: a run killed here leaves the previous checkpoint."""
+    checkpoint = {"args": asdict(args), "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -316,15 +315,14 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed)  # for environments that use it
+    random.seed(seed)  # some environments use it
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more are slower for small networks
+    torch.set_num_threads(1)  # faster for small networks
     rng = np.random.default_rng(seed)
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
@@ -337,7 +335,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams would make a folder
+        writer.file_writer.add_summary(summary)  # add_hparams makes a folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -345,8 +343,8 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
-            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # a NumPy number breaks a checkpoint
+            for group in optimizer.param_groups:  # float: a NumPy number breaks a checkpoint
+                group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -354,6 +352,8 @@ def train(args):
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
+            if hasattr(agent, "log_std"):  # with less noise, walkers stand
+                agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += args.num_steps
@@ -370,7 +370,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # now, or its thread slows down the next rollout
+            writer.flush()  # or its thread slows the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"

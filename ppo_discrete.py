@@ -294,8 +294,8 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # without resume
+    """Write all or nothing: a run killed here leaves the previous checkpoint."""
+    checkpoint = {"args": asdict(args), "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -309,15 +309,14 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed)  # for environments that use it
+    random.seed(seed)  # some environments use it
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # more are slower for small networks
+    torch.set_num_threads(1)  # faster for small networks
     rng = np.random.default_rng(seed)
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
@@ -330,7 +329,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams would make a folder
+        writer.file_writer.add_summary(summary)  # add_hparams makes a folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -338,8 +337,8 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
-            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # a NumPy number breaks a checkpoint
+            for group in optimizer.param_groups:  # float: a NumPy number breaks a checkpoint
+                group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -363,7 +362,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # now, or its thread slows down the next rollout
+            writer.flush()  # or its thread slows the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"

@@ -2,10 +2,9 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=1.26", "tyro>=1.0.16", "tensorboard>=2.18"]
 # ///
-"""PPO for many Gymnasium environments at once, with Discrete or Box actions.
+"""PPO for many Gymnasium environments at once, with Discrete or Box actions; takes torchrun.
 
     python ppo_vector.py --env-id CartPole-v1
-    torchrun --nproc-per-node 2 ppo_vector.py --env-id LunarLander-v3 --total-timesteps 500000
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
 targets and advantages are normalized, asinh compresses large observations, weights are averaged.
@@ -197,7 +196,7 @@ def make_envs(args, num_envs, video_folder=None):
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
         except gym.error.Error:  # vector_entry_point takes none
-            envs = gym.make_vec(args.env_id, num_envs, wrappers=[w for w in wrappers if w != DropInfo], **kwargs)
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers[:-1], **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
@@ -225,7 +224,7 @@ def make_envs(args, num_envs, video_folder=None):
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
-    bounded = np.isfinite(box.high - box.low)
+    bounded = box.high - box.low < 1e30  # not finfo.max
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
@@ -355,8 +354,8 @@ def evaluate(agent, envs, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write the whole file or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args) | {"resume": None}, "step": global_step}  # without resume
+    """Write all or nothing: a run killed here leaves the previous checkpoint."""
+    checkpoint = {"args": asdict(args), "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -376,15 +375,14 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed + rank)  # for environments that use it
+    random.seed(seed + rank)  # some environments use it
     np.random.seed(seed + rank)
     torch.manual_seed(seed)  # the same weights in all
-    torch.set_num_threads(1)  # more are slower for small networks
+    torch.set_num_threads(1)  # faster for small networks
     rng = np.random.default_rng([seed, rank])
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
@@ -399,7 +397,7 @@ def train(args):
         writer = SummaryWriter(path.parent, purge_step=start_step + 1)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
-            writer.file_writer.add_summary(summary)  # add_hparams would make a folder
+            writer.file_writer.add_summary(summary)  # add_hparams makes a folder
     batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
     last_returns = deque(maxlen=20)
@@ -409,8 +407,8 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
-            for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = float(fraction) * learning_rate  # a NumPy number breaks a checkpoint
+            for group in optimizer.param_groups:  # float: a NumPy number breaks a checkpoint
+                group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -420,6 +418,8 @@ def train(args):
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
+            if hasattr(agent, "log_std"):  # with less noise, walkers stand
+                agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
             global_step += batch_size
@@ -441,7 +441,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # now, or its thread slows down the next rollout
+            writer.flush()  # or its thread slows the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"

@@ -52,6 +52,7 @@ ACTION_SPACES = {
         "ActUpperBound": Box(-np.inf, 0.5, (2,)),
         "ActUnbounded": Box(-np.inf, np.inf, (2,)),
         "ActHuge": Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,)),
+        "ActHalfHuge": Box(0, np.finfo(np.float32).max, (2,)),
         "ActMixed": Box(np.array([0, 100], np.float32), np.array([np.inf, 200], np.float32)),
         "ActScalar": Box(-2, 2, ()),
         "ActMatrix": Box(-3, 1, (2, 3)),

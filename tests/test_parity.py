@@ -12,8 +12,8 @@ from conftest import ROOT, SCRIPTS
 FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
 # What was reached. The goal is 350 lines and 19,000 bytes, for ppo_vector.py 390 and 22,000: never raise these.
-LINES = {"ppo_discrete": 422, "ppo_continuous": 429, "ppo_vector": 509}
-BYTES = {"ppo_discrete": 23_380, "ppo_continuous": 23_500, "ppo_vector": 28_340}
+LINES = {"ppo_discrete": 421, "ppo_continuous": 429, "ppo_vector": 509}
+BYTES = {"ppo_discrete": 23_230, "ppo_continuous": 23_500, "ppo_vector": 28_340}
 LONG_LINES = 25  # of over 100 columns
 
 GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
@@ -34,6 +34,7 @@ DELIBERATE = {
         "ActorCritic.greedy": GAUSSIAN,
         "ActorCritic.log_prob_and_entropy": GAUSSIAN,
         "make_env": "actions are scaled to the bounds of a Box",
+        "train": "the noise of a Gaussian has a lower limit",
     },
     "ppo_vector": {
         "Args.num_steps": "a rollout is as many steps in each of several environments",

@@ -94,6 +94,7 @@ def test_actions_are_scaled_to_finite_bounds(script):
         "ActUnbounded": [[-1, -1], [0, 0], [0.5, 0.5], [9, 9]],
         "ActHuge": [[-1, -1], [0, 0], [0.5, 0.5], [9, 9]],
         "ActLowerBound": [[0, 0], [0, 0], [0.5, 0.5], [9, 9]],
+        "ActHalfHuge": [[0, 0], [0, 0], [0.5, 0.5], [9, 9]],
         "ActMixed": [[0, 100], [0, 150], [0.5, 175], [9, 200]],
     }.items():
         env = make_envs(script, script.Args(env_id=f"probe_envs:{name}-v0"))

@@ -172,3 +172,25 @@ def test_the_policy_that_acted_is_the_one_that_the_update_starts_from(script, ti
     script.train(tiny(norm_obs=True, learning_rate=0.01))
     assert len(ratios) == 4
     np.testing.assert_allclose(np.concatenate(ratios), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
+def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monkeypatch):
+    """Whatever an update does to it; it may rise."""
+    stds, collect_rollout, updates = [], script.collect_rollout, iter([-20, -20, 0, -20])
+
+    def recording(envs, agent, *rest):
+        stds.append(agent.log_std.detach().exp().numpy())
+        return collect_rollout(envs, agent, *rest)
+
+    def changed(agent, *rest):
+        agent.log_std.data.fill_(next(updates))
+        return {}
+
+    monkeypatch.setattr(script, "collect_rollout", recording)
+    monkeypatch.setattr(script, "ppo_update", changed)
+    agent = script.train(tiny(log_std_init=-1.0))
+    stds.append(agent.log_std.detach().exp().numpy())
+    first = np.exp(-1)
+    expected = [first, first, 0.75 * first, 1, 0.25 * first]  # the share that was left before each update
+    np.testing.assert_allclose(stds, np.broadcast_to(np.reshape(expected, (5, 1)), np.shape(stds)), rtol=1e-6)
