@@ -210,7 +210,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # casts a Box: pixels / 255 to 0
+        if not isinstance(envs.single_observation_space, Box):  # it casts a Box: 0.5 to a byte of 0
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -386,7 +386,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # by seed, env would repeat rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw what rng draws
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -414,7 +414,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
-            weight = batch_size / (global_step + batch_size)  # share of all steps
+            weight = batch_size / (global_step + batch_size)
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
