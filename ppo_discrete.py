@@ -294,8 +294,8 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args), "step": global_step}
+    """Write all or nothing: a run killed here leaves the last checkpoint."""
+    checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -309,7 +309,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed)  # some environments use it
+    random.seed(seed)  # environments use it
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # faster for small networks
@@ -320,7 +320,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw what rng draws
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw the same
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "gymnasium[box2d]>=1.2.3,<2", "numpy>=1.26", "tyro>=1.0.16", "tensorboard>=2.18"]
 # ///
-"""PPO for many Gymnasium environments at once, with Discrete or Box actions; takes torchrun.
+"""PPO for many Gymnasium environments at once, with Discrete or Box actions; runs under torchrun.
 
     python ppo_vector.py --env-id CartPole-v1
 
@@ -224,7 +224,7 @@ def make_envs(args, num_envs, video_folder=None):
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
-    bounded = box.high - box.low < 1e30  # not finfo.max
+    bounded = box.high - box.low < 1e30  # finfo.max: no
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
@@ -354,8 +354,8 @@ def evaluate(agent, envs, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a run killed here leaves the previous checkpoint."""
-    checkpoint = {"args": asdict(args), "step": global_step}
+    """Write all or nothing: a run killed here leaves the last checkpoint."""
+    checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
     Path(f"{path}.tmp").replace(path)
@@ -375,7 +375,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed + rank)  # some environments use it
+    random.seed(seed + rank)  # environments use it
     np.random.seed(seed + rank)
     torch.manual_seed(seed)  # the same weights in all
     torch.set_num_threads(1)  # faster for small networks
@@ -386,7 +386,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw what rng draws
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw the same
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -418,7 +418,7 @@ def train(args):
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if hasattr(agent, "log_std"):  # with less noise, walkers stand
+            if "log_std" in agent.state_dict():  # std falls at most in a line to 0
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones

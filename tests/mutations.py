@@ -227,9 +227,12 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "signal.signal(each, signal.SIG_IGN)", "pass", "test_ends.py::test_a_second_signal"),
     (D, "np.isfinite(np.float32(x))", "np.isfinite(x)", "test_rollout.py::test_nan_and_inf"),
     (D, 'saved["args"]["env_id"] == args.env_id,', "True,", "test_checkpoints.py::test_what_does_not"),
+    (D, ' | {"resume": None}', "", "test_checkpoints.py::test_a_checkpoint_of_a_resumed"),
     (D, "check(is_zipfile(checkpoint)", "check(Path(checkpoint).is_file()", "test_checkpoints.py::test_what_is_no"),
     (C, "box.high - box.low < 1e30", "box.bounded_below & box.bounded_above", "test_spaces.py::test_actions_are"),
     (C, "box.high - box.low < 1e30", "np.isfinite(box.high - box.low)", "test_spaces.py::test_actions_are"),
+    (C, "np.log(1 - global_step / args.total_timesteps)", "np.log(fraction)", "test_update.py::test_noise_falls"),
+    (V, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (C, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (D, "table[a].copy()", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),
     (

@@ -132,6 +132,13 @@ def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, t
 
 
 @once_per_script
+def test_a_checkpoint_of_a_resumed_run_loads_and_does_not_resume_itself(script, tiny):
+    script.train(tiny())
+    script.train(tiny(total_timesteps=128, resume=run_folder() / "checkpoint.pt"))  # a Path, as of a glob
+    assert load(run_folder())["args"]["resume"] is None
+
+
+@once_per_script
 def test_a_changed_optimizer_is_not_changed_back_by_a_checkpoint(script, tiny, monkeypatch):
     """Its moments are the saved ones, its settings those of the script."""
     script.train(tiny())

@@ -34,7 +34,6 @@ DELIBERATE = {
         "ActorCritic.greedy": GAUSSIAN,
         "ActorCritic.log_prob_and_entropy": GAUSSIAN,
         "make_env": "actions are scaled to the bounds of a Box",
-        "train": "the noise of a Gaussian has a lower limit",
     },
     "ppo_vector": {
         "Args.num_steps": "a rollout is as many steps in each of several environments",
@@ -92,6 +91,8 @@ def parts(name):
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_bears_one_name_is_one_text(other):
     ours, theirs = parts(FIRST), parts(other)
+    if other == "ppo_continuous":  # but for the limit of the noise
+        theirs["train"] = [line for line in theirs["train"] if "log_std" not in line]
     different = {name for name in {*ours} & {*theirs} if ours[name] != theirs[name]}
     assert different == {*DELIBERATE[other]}
 
