@@ -40,6 +40,7 @@ MEAN_AND_STD = (
         "        self.obs_mean += weight * delta\n",
     ),
 )
+NO_LIMIT = (("log_std.data.clamp_(min=", "log_std.data.clamp_(min=-99 + "),)  # of the noise of Box actions
 TUTORIAL = (
     "--num-steps 2048 --num-minibatches 32 --update-epochs 10 --learning-rate 3e-4 --no-anneal-lr --gamma 0.99 "
     "--gae-lambda 0.95 --no-norm-adv --no-norm-value --no-norm-obs --ent-coef 0.01 --target-kl None --hidden-size 64 "
@@ -54,6 +55,7 @@ CHANGES = {  # variant: (flags, patch)
     "constant learning rate": ("--no-anneal-lr", ()),
     "observation normalization switched": ("--norm-obs", ()),
     "mean and standard deviation": ("--norm-obs", MEAN_AND_STD),
+    "no limit of the noise": ("", NO_LIMIT),
     "two networks": ("", TWO_NETWORKS),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
 }
@@ -63,7 +65,11 @@ def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
         flags = "--no-norm-obs" if variant == "observation normalization switched" else flags
-        flags += " --log-std-init 0" * (variant == "settings of the tutorial")
+        if variant == "settings of the tutorial":
+            flags += " --log-std-init 0"
+            patch += NO_LIMIT
+    elif patch == NO_LIMIT:
+        patch = ()
     return work._replace(seeds=range(1, 4), variant=variant, flags=flags.strip(), patch=patch)
 
 
