@@ -170,7 +170,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it casts a Box: 0.5 to a byte of 0
+        if not isinstance(env.observation_space, Box):  # a Box could lose fractions
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -309,7 +309,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed)  # environments use it
+    random.seed(seed)  # for environments
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # faster for small networks

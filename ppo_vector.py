@@ -210,7 +210,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it casts a Box: 0.5 to a byte of 0
+        if not isinstance(envs.single_observation_space, Box):  # a Box could lose fractions
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -224,7 +224,7 @@ def make_envs(args, num_envs, video_folder=None):
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     # With two bounds, -1 and 1 are scaled to them; other actions stay
     box = flatten_space(space)
-    bounded = box.high - box.low < 1e30  # finfo.max: no
+    bounded = box.high - box.low < 1e30  # not finfo.max
     low = np.where(bounded, box.low, -1)
     high = np.where(bounded, box.high, 1)
 
@@ -375,7 +375,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws other numbers
-    random.seed(seed + rank)  # environments use it
+    random.seed(seed + rank)  # for environments
     np.random.seed(seed + rank)
     torch.manual_seed(seed)  # the same weights in all
     torch.set_num_threads(1)  # faster for small networks
@@ -418,7 +418,7 @@ def train(args):
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # std falls at most in a line to 0
+            if "log_std" in agent.state_dict():  # a walker that loses its noise early stands
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
