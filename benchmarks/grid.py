@@ -67,7 +67,7 @@ WORKS = [
     Work(C, "Pendulum-v1", range(1, 11), 100_000),
     Work(V, "Pendulum-v1", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
-    Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", "--log-std-init 0 --ent-coef 0.01"),
+    Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1"),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
