@@ -44,9 +44,9 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
-    target_return: float = float("inf")  # stop when the last 20 episodes have this mean
-    resume: str | None = None  # checkpoint to continue; its flags are the defaults
-    evaluate: str | None = None  # checkpoint to play; its flags are the defaults
+    target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
+    resume: str | None = None  # checkpoint to continue; flags default to its own
+    evaluate: str | None = None  # checkpoint to play; flags default to its own
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
     numpy_actor: bool = True  # act in NumPy, which is faster than forward
 
@@ -159,7 +159,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
-        check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (name the package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # for a test render
         films = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -170,7 +170,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # a Box could lose fractions
+        if not isinstance(env.observation_space, Box):  # it could round a Box
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -320,7 +320,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw the same
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -329,7 +329,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams makes a folder
+        writer.file_writer.add_summary(summary)  # add_hparams adds a folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -344,7 +344,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
@@ -371,7 +371,7 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
 
-        print(end="\n" if sys.stdout.isatty() else "")  # after the status line
+        print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:

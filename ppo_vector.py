@@ -47,9 +47,9 @@ class Args:
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
-    target_return: float = float("inf")  # stop when the last 20 episodes have this mean
-    resume: str | None = None  # checkpoint to continue; its flags are the defaults
-    evaluate: str | None = None  # checkpoint to play; its flags are the defaults
+    target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
+    resume: str | None = None  # checkpoint to continue; flags default to its own
+    evaluate: str | None = None  # checkpoint to play; flags default to its own
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
     numpy_actor: bool = True  # act in NumPy, which is faster than forward
 
@@ -200,7 +200,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
             raise
-        check(False, f"{args.env_id}: {error} (an id with a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (name the package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # for a test render
@@ -210,7 +210,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # a Box could lose fractions
+        if not isinstance(envs.single_observation_space, Box):  # it could round a Box
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -386,7 +386,7 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw the same
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -397,7 +397,7 @@ def train(args):
         writer = SummaryWriter(path.parent, purge_step=start_step + 1)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
-            writer.file_writer.add_summary(summary)  # add_hparams makes a folder
+            writer.file_writer.add_summary(summary)  # add_hparams adds a folder
     batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
     last_returns = deque(maxlen=20)
@@ -416,7 +416,7 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # a walker that loses its noise early stands
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -450,7 +450,7 @@ def train(args):
                 save_checkpoint(path, args, global_step, agent, optimizer)
 
         if rank == 0:
-            print(end="\n" if sys.stdout.isatty() else "")  # after the status line
+            print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:

@@ -56,6 +56,7 @@ class Work(NamedTuple):
 
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
+CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
 WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3 --ent-coef 0.005"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
@@ -67,7 +68,7 @@ WORKS = [
     Work(C, "Pendulum-v1", range(1, 11), 100_000),
     Work(V, "Pendulum-v1", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
-    Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"),
+    Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", CAR),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1"),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
