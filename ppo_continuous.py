@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
 
     # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -159,7 +159,7 @@ def make_env(args, video_folder=None):
     try:
         env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # deep copy for env
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
+        if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (name the package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
@@ -211,7 +211,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, next_obs, bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # env may reuse info. KeyError: see make_env
+            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -225,7 +225,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # .max: a masked logit is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest: a masked one is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -323,7 +323,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:
+    if saved:  # Adam: its moments alone
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
@@ -342,8 +342,8 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
-            for group in optimizer.param_groups:  # float: a NumPy number breaks a checkpoint
+            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
+            for group in optimizer.param_groups:  # float: NumPy numbers break checkpoints
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
@@ -383,7 +383,7 @@ def train(args):
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
-            env.close()  # first: some environments allow only one at a time
+            env.close()  # first: some environments allow only one
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM

@@ -146,7 +146,7 @@ class ActorCritic(nn.Module):
 
     # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        square = self.obs_rms.double().square().lerp(average(obs.double().square().mean(0)), weight)
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * average((obs.double() ** 2).mean(0))
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -198,7 +198,7 @@ def make_envs(args, num_envs, video_folder=None):
         except gym.error.Error:  # vector_entry_point takes none
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers[:-1], **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
-        if isinstance(error, TypeError) and "() got " not in str(error):  # not about --env-kwargs
+        if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (name the package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
@@ -274,7 +274,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # .max: a masked logit is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest: a masked one is -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -383,7 +383,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:
+    if saved:  # Adam: its moments alone
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
@@ -406,8 +406,8 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1  # or another schedule
-            for group in optimizer.param_groups:  # float: a NumPy number breaks a checkpoint
+            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
+            for group in optimizer.param_groups:  # float: NumPy numbers break checkpoints
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -454,7 +454,7 @@ def train(args):
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
-                envs.close()  # first: some environments allow only one at a time
+                envs.close()  # first: some environments allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error, Ctrl-C or SIGTERM

@@ -32,7 +32,7 @@ MEAN_AND_STD = (
     ("torch.asinh(obs / self", "torch.asinh((obs - self.obs_mean) / self"),
     ("np.arcsinh(obs / p", 'np.arcsinh((obs - p["obs_mean"]) / p'),
     (
-        "        square = self.obs_rms.double().square().lerp(obs.double().square().mean(0), weight)\n"
+        "        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)\n"
         "        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))\n",
         "        delta = obs.mean(0) - self.obs_mean\n"
         "        variance = (1 - weight) * (self.obs_rms**2 + weight * delta**2) + weight * obs.var(0, correction=0)\n"

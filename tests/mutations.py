@@ -77,8 +77,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "10 * np.arcsinh", "9 * np.arcsinh", "test_agent.py::test_numpy_actor_equals_forward"),
     (
         D,
-        "square = self.obs_rms.double().square()",
-        "square = self.obs_rms.double()",
+        "square = (1 - weight) * self.obs_rms.double() ** 2",
+        "square = (1 - weight) * self.obs_rms.double()",
         "test_agent.py::test_statistics_equal",
     ),
     (D, "torch.where(square > 0, square.sqrt(), 1)", "square.sqrt()", "test_agent.py::test_statistics_of_extreme"),
