@@ -57,6 +57,7 @@ class Work(NamedTuple):
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
+SMALL_STEPS = "--num-minibatches 32 --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95 --target-kl None"
 WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3 --ent-coef 0.005"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
@@ -73,6 +74,7 @@ WORKS = [
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1"),
     Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
+    Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", SMALL_STEPS),
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", WALKER),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),
