@@ -210,7 +210,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it could round a Box
+        if not isinstance(envs.single_observation_space, Box):  # flattening could round a Box
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -383,7 +383,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # Adam: its moments alone
+    if saved:  # Adam: only its moments
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
