@@ -65,7 +65,7 @@ class Args:
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = 0.02  # a larger KL ends the update; 0.01 to 0.05
+    target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation; -1 to 1
 
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map observations (B, obs_dim) to means (B, K) and unnormalized values (B,)."""
+        """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -142,8 +142,7 @@ class ActorCritic(nn.Module):
 
     # The actions' distribution. Change all three: two take NumPy arrays, the last tensors
     def sample(self, outputs, rng):
-        std = self.log_std.detach().exp().cpu().numpy()
-        return outputs + std * rng.standard_normal(outputs.shape)
+        return rng.normal(outputs, self.log_std.detach().exp().cpu().numpy())
 
     def greedy(self, outputs):
         return outputs

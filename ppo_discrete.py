@@ -114,7 +114,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map observations (B, obs_dim) to logits (B, n) and unnormalized values (B,)."""
+        """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)

@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map observations (B, obs_dim) to logits (B, n) or means (B, K), and values (B,)."""
+        """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -160,8 +160,7 @@ class ActorCritic(nn.Module):
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
-        std = self.log_std.detach().exp().cpu().numpy()
-        return outputs + std * rng.standard_normal(outputs.shape)
+        return rng.normal(outputs, self.log_std.detach().exp().cpu().numpy())
 
     def greedy(self, outputs):
         return outputs.argmax(-1) if self.discrete else outputs

@@ -57,7 +57,7 @@ class Work(NamedTuple):
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
-SMALL_STEPS = "--num-minibatches 32 --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95 --target-kl None"
+SMALL_STEPS = "--num-minibatches 32 --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95"
 WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3 --ent-coef 0.005"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),

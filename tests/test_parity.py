@@ -12,8 +12,8 @@ from conftest import ROOT, SCRIPTS
 FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
 # What was reached. The goal is 350 lines and 19,000 bytes, for ppo_vector.py 390 and 22,000: never raise these.
-LINES = {"ppo_discrete": 421, "ppo_continuous": 429, "ppo_vector": 509}
-BYTES = {"ppo_discrete": 23_190, "ppo_continuous": 23_490, "ppo_vector": 28_270}
+LINES = {"ppo_discrete": 421, "ppo_continuous": 428, "ppo_vector": 508}
+BYTES = {"ppo_discrete": 23_190, "ppo_continuous": 23_450, "ppo_vector": 28_220}
 LONG_LINES = 25  # of over 100 columns
 
 GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
@@ -28,8 +28,8 @@ DELIBERATE = {
         "Args.num_minibatches": "measured: of as many rows",
         "Args.norm_obs": "observations of such environments differ in scale",
         "Args.ent_coef": "measured: more noise costs more of the return",
+        "Args.target_kl": "measured: HalfCheetah learns more without a stop",
         "ActorCritic.__init__": GAUSSIAN,
-        "ActorCritic.forward": "the docstring says what it returns",
         "ActorCritic.sample": GAUSSIAN,
         "ActorCritic.greedy": GAUSSIAN,
         "ActorCritic.log_prob_and_entropy": GAUSSIAN,
@@ -47,7 +47,6 @@ DELIBERATE = {
         "Args.total_timesteps": "a reset is a step of its own",
         "Args.__post_init__": "the number of environments is one more that must be positive",
         "ActorCritic.__init__": BOTH,
-        "ActorCritic.forward": "the docstring says what it returns",
         "ActorCritic.sample": BOTH,
         "ActorCritic.greedy": BOTH,
         "ActorCritic.log_prob_and_entropy": BOTH,
