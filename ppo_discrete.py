@@ -41,20 +41,20 @@ class Args:
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
     env_kwargs: Annotated[dict, tyro.conf.arg(constructor=json.loads)] = field(default_factory=dict)  # JSON
-    exp_name: str = Path(__file__).stem  # part of the run folder's name
+    exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue; flags default to its own
-    evaluate: str | None = None  # checkpoint to play; flags default to its own
+    resume: str | None = None  # checkpoint to continue, with its flags
+    evaluate: str | None = None  # checkpoint to play, with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, which is faster than forward
+    numpy_actor: bool = True  # act in NumPy, faster than by forward
 
     # The algorithm
     learning_rate: float = 1.5e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_steps: int = 1024  # steps of a rollout; 512 to 4096
-    num_minibatches: int = 4  # minibatches of an epoch
+    num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 10  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
@@ -75,8 +75,8 @@ class Args:
     log_dir: str = "runs"  # parent of the run folders
 
     def __post_init__(self):
-        counts = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
-        for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
+        names = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
+        for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
@@ -87,7 +87,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. The command line prints no traceback."""
+    """Raise the error unless passed. Main prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -109,7 +109,7 @@ class ActorCritic(nn.Module):
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # running; 1 without --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -121,13 +121,13 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The first output of forward, in NumPy for speed, from the state_dict p. Edit both."""
+        """The policy outputs of forward in fast NumPy; p is the state_dict. Keep in sync."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -138,7 +138,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution. Change all three: two take NumPy arrays, the last tensors
+    # The action distribution. Change all three: the last takes tensors, the others NumPy
     def sample(self, outputs, rng):
         return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
 
@@ -155,11 +155,11 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions of one Discrete space."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # deep copy for env
+        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # asdict copies them
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id of a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # for a test render
         films = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -168,16 +168,16 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Others go here, but use --norm-obs: NormalizeObservation's statistics are not saved
+    # Others go here; use --norm-obs, not NormalizeObservation (it is not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening could round a Box
+        if not isinstance(env.observation_space, Box):  # it casts a Box to its dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    # Action a is table[a]: all combinations of choices (a bit has 2)
+    # Action a is row a of a table of all combinations of choices (a bit has 2)
     choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)
     sizes = np.full(space.shape, choices)
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
@@ -196,7 +196,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # an error? edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # edit like forward, or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -210,7 +210,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # All values and log-probabilities at once: 100 times as fast
+    # Values and log-probabilities in one batch: 100 times as fast
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -219,7 +219,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest: a masked one is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips masked outputs of -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -308,7 +308,7 @@ def train(args):
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run draws other numbers
+    seed = args.seed + start_step  # a resumed run draws new numbers
     random.seed(seed)  # for environments
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -317,14 +317,14 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # Adam: only its moments
+    if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env would repeat rng's draws
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
+    path = Path(args.resume or f"{args.log_dir}/{name}/checkpoint.pt")
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
@@ -337,14 +337,14 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: NumPy numbers break checkpoints
+            for group in optimizer.param_groups:  # float: a NumPy schedule breaks checkpoints
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values, unlike PopArt
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
@@ -370,15 +370,15 @@ def train(args):
             if global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
-
         print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
+        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation may crash
         if args.eval_episodes:
-            env.close()  # first: some environments allow only one
+            env.close()  # first: some envs allow only one
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
-    finally:  # also after an error, Ctrl-C or SIGTERM
+    finally:  # also after an error or signal
         save_checkpoint(path, args, global_step, agent, optimizer)
         writer.close()
         print(f"checkpoint: {path}")
@@ -390,7 +390,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # a second must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -401,7 +401,7 @@ if __name__ == "__main__":
         if checkpoint is not None:
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
-            check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
+            check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")

@@ -44,14 +44,14 @@ class Args:
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
     env_kwargs: Annotated[dict, tyro.conf.arg(constructor=json.loads)] = field(default_factory=dict)  # JSON
-    exp_name: str = Path(__file__).stem  # part of the run folder's name
+    exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue; flags default to its own
-    evaluate: str | None = None  # checkpoint to play; flags default to its own
+    resume: str | None = None  # checkpoint to continue, with its flags
+    evaluate: str | None = None  # checkpoint to play, with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, which is faster than forward
+    numpy_actor: bool = True  # act in NumPy, faster than by forward
 
     # The algorithm
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
@@ -59,7 +59,7 @@ class Args:
     num_envs: int = 16  # environments of each process
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # vector_entry_point, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
-    num_minibatches: int = 4  # minibatches of an epoch
+    num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 5  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
@@ -81,8 +81,8 @@ class Args:
     log_dir: str = "runs"  # parent of the run folders
 
     def __post_init__(self):
-        counts = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
-        for name in (*counts, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
+        names = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
+        for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
         check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
@@ -93,7 +93,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. The command line prints no traceback."""
+    """Raise the error unless passed. Main prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
         if not self.discrete:
             self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # running; 1 without --norm-obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -138,13 +138,13 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The first output of forward, in NumPy for speed, from the state_dict p. Edit both."""
+        """The policy outputs of forward in fast NumPy; p is the state_dict. Keep in sync."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool old and new statistics (Chan et al. 1979); weight: the new rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the new rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * average((obs.double() ** 2).mean(0))
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -156,7 +156,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The actions' distribution. Change all three: two take NumPy arrays, the last tensors
+    # The action distribution. Change all three: the last takes tensors, the others NumPy
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -199,7 +199,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id of a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # for a test render
@@ -207,9 +207,9 @@ def make_envs(args, num_envs, video_folder=None):
         check(find_spec("moviepy") and films, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here, but use --norm-obs: NormalizeObservation's statistics are not saved
+    # Vector wrappers go here; use --norm-obs, not NormalizeObservation (it is not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening could round a Box
+        if not isinstance(envs.single_observation_space, Box):  # it casts a Box to its dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -228,7 +228,7 @@ def make_envs(args, num_envs, video_folder=None):
     high = np.where(bounded, box.high, 1)
 
     def to_bounds(action):
-        action = high / 2 + low / 2 + (high - low) / 2 * action
+        action = (high + low) / 2 + (high - low) / 2 * action
         action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
@@ -247,7 +247,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # an error? edit it, or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # edit like forward, or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -264,7 +264,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # All values and log-probabilities at once: 100 times as fast
+    # Values and log-probabilities in one batch: 100 times as fast
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -273,7 +273,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # of the largest: a masked one is -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips masked outputs of -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -373,7 +373,7 @@ def train(args):
     start_step = saved["step"] if saved else 0
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
-    seed = args.seed + start_step  # a resumed run draws other numbers
+    seed = args.seed + start_step  # a resumed run draws new numbers
     random.seed(seed + rank)  # for environments
     np.random.seed(seed + rank)
     torch.manual_seed(seed)  # the same weights in all
@@ -382,15 +382,15 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # Adam: only its moments
+    if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed, or env and rng draw alike
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env would repeat rng's draws
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
+    path = Path(args.resume or f"{args.log_dir}/{name}/checkpoint.pt")
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(path.parent, purge_step=start_step + 1)
@@ -406,7 +406,7 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: NumPy numbers break checkpoints
+            for group in optimizer.param_groups:  # float: a NumPy schedule breaks checkpoints
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -415,9 +415,9 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # changes the values too (no PopArt)
+                agent.update_return_stats(returns, weight)  # shifts the values, unlike PopArt
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # a walker that loses its noise early stands
+            if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
@@ -447,16 +447,16 @@ def train(args):
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
-
         if rank == 0:
             print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
+            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation may crash
             if args.eval_episodes:
-                envs.close()  # first: some environments allow only one
+                envs.close()  # first: some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
-    finally:  # also after an error, Ctrl-C or SIGTERM
+    finally:  # also after an error or signal
         if rank == 0:
             save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
@@ -475,7 +475,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # a second must not stop the saving
         sys.exit(128 + number)
 
     if hasattr(os, "fork"):  # workers end at once
@@ -488,7 +488,7 @@ if __name__ == "__main__":
         if checkpoint is not None:
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
-            check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is of another script")
+            check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")

@@ -244,6 +244,12 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "np.mean(abs(outputs.max(-1)))", "abs(outputs).max()", "test_rollout.py::test_a_mask_does_not_hide"),
     (D, "np.mean(abs(outputs.max(-1)))", "np.median(abs(outputs))", "test_rollout.py::test_a_mask_does_not_hide"),
     (D, "np.mean(abs(outputs.max(-1)))", "np.median(abs(outputs.max(-1)))", "test_rollout.py::test_numpy_and_torch"),
+    (
+        D,
+        "        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation may crash\n",
+        "",
+        "test_checkpoints.py::test_a_run_is_saved_before_its_evaluation_which_may_crash",
+    ),
     (D, "(loss + grad_norm).isfinite()", "grad_norm.isfinite()", "test_update.py::test_a_loss_that_is_nan"),
     (C, ".exp().cpu().numpy())", ".exp().cpu().numpy() ** 2)", "test_agent.py::test_samples_follow_the_distribution"),
     (
@@ -252,7 +258,7 @@ FAULTS = [  # script, text, text with the fault, test
         "steps.append((obs, outputs, np.clip(action, -1, 1),",
         "test_rollout.py::test_rows_are_the_transitions_of_the_environment",
     ),
-    (C, "high / 2 + low / 2 + (high", "(high", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
+    (C, "(high + low) / 2 + (high", "(high", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
     (C, "np.where(bounded, box.low, -1)", "np.where(True, box.low, -1)", "test_spaces.py::test_actions_are_scaled"),
     (
         C,

@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_script_is_one_line(main, checkpoint, script):
     for args in others:
         torch.save(saved | {"args": args}, checkpoint)
         for flag in ("--resume", "--evaluate"):
-            assert main(flag, checkpoint) == (1, f"error: {checkpoint} is of another script")
+            assert main(flag, checkpoint) == (1, f"error: {checkpoint} is from another script")
 
 
 @once_per_script
@@ -261,4 +261,11 @@ def test_checkpoints_are_written_every_so_many_iterations_and_at_the_end(script,
 
     monkeypatch.setattr(script, "save_checkpoint", recording)
     script.train(tiny(checkpoint_interval=3, total_timesteps=112))
-    assert steps == [48, 96, 112]
+    assert steps == [48, 96, 112, 112]  # before and after the evaluation
+
+
+def test_a_run_is_saved_before_its_evaluation_which_may_crash(script, tiny, monkeypatch):
+    steps = []
+    monkeypatch.setattr(script, "evaluate", lambda *_: steps.append(load(run_folder())["step"]) or 0.0)
+    script.train(tiny(eval_episodes=1))
+    assert steps == [64]
