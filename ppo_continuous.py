@@ -109,7 +109,7 @@ class ActorCritic(nn.Module):
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, *action_space.shape), gain=0.01)
-        self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
+        self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))

@@ -124,7 +124,7 @@ class ActorCritic(nn.Module):
         self.discrete = isinstance(action_space, Discrete)
         self.actor = layer_init(nn.Linear(args.hidden_size, flatdim(action_space)), gain=0.01)
         if not self.discrete:
-            self.log_std = nn.Parameter(torch.full(action_space.shape, args.log_std_init))
+            self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
         self.return_mean = nn.Buffer(torch.tensor(0.0))

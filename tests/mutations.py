@@ -232,6 +232,7 @@ FAULTS = [  # script, text, text with the fault, test
     (C, "box.high - box.low < 1e30", "box.bounded_below & box.bounded_above", "test_spaces.py::test_actions_are"),
     (C, "box.high - box.low < 1e30", "np.isfinite(box.high - box.low)", "test_spaces.py::test_actions_are"),
     (C, "np.log(1 - global_step / args.total_timesteps)", "np.log(fraction)", "test_update.py::test_noise_falls"),
+    (C, "float(args.log_std_init)", "args.log_std_init", "test_update.py::test_noise_falls"),
     (V, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (C, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (D, "table[a].copy()", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),

@@ -189,7 +189,7 @@ def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monk
 
     monkeypatch.setattr(script, "collect_rollout", recording)
     monkeypatch.setattr(script, "ppo_update", changed)
-    agent = script.train(tiny(log_std_init=-1.0, anneal_lr=False))
+    agent = script.train(tiny(log_std_init=-1, anneal_lr=False))  # a whole number, as one writes in Python
     stds.append(agent.log_std.detach().exp().numpy())
     first = np.exp(-1)
     expected = [first, first, 0.75 * first, 1, 0.25 * first]  # the share that was left before each update
