@@ -48,7 +48,7 @@ class Args:
     resume: str | None = None  # checkpoint to continue, with its flags
     evaluate: str | None = None  # checkpoint to play, with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, faster than by forward
+    numpy_actor: bool = True  # act in NumPy, which is faster
 
     # The algorithm
     learning_rate: float = 7e-4  # of Adam; 1e-4 to 3e-3
@@ -123,7 +123,7 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The policy outputs of forward in fast NumPy; p is the state_dict. Keep in sync."""
+        """The policy outputs of forward, in NumPy for speed; p is the state_dict. Keep in sync."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (it is not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it casts a Box to its dtype
+        if not isinstance(env.observation_space, Box):  # it would cast a Box
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -397,7 +397,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
