@@ -169,8 +169,8 @@ def vector_seconds():
 
 def environments():
     """What each script does with each environment."""
-    rows = read("environments")
-    return table([*rows[0]], [[*row.values()] for row in rows])
+    rows = read("environments")  # which also has the reasons
+    return table([*rows[0]], [[cell.partition(":")[0] for cell in row.values()] for row in rows])
 
 
 TABLES = {
