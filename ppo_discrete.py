@@ -60,12 +60,12 @@ class Args:
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = False  # divide observations by their root mean square
+    norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
-    target_kl: float | None = 0.02  # a larger KL ends the update; 0.01 to 0.05
+    target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of the two hidden layers
 
     # The output

@@ -53,9 +53,9 @@ CHANGES = {  # variant: (flags, patch)
     "truncation taken for termination": ("", (TERMINATED,)),
     "advantages normalized per minibatch": ("--no-norm-adv", MINIBATCH_ADVANTAGES),
     "constant learning rate": ("--no-anneal-lr", ()),
-    "KL stop switched": ("--target-kl None", ()),
-    "observation normalization switched": ("--norm-obs", ()),
-    "mean and standard deviation": ("--norm-obs", MEAN_AND_STD),
+    "a KL stop of 0.02": ("--target-kl 0.02", ()),
+    "observations not normalized": ("--no-norm-obs", ()),
+    "mean and standard deviation": ("", MEAN_AND_STD),
     "no limit of the noise": ("", NO_LIMIT),
     "two networks": ("", TWO_NETWORKS),
     "settings of the tutorial": (TUTORIAL, (TERMINATED, *MINIBATCH_ADVANTAGES, *TANH)),
@@ -65,8 +65,6 @@ CHANGES = {  # variant: (flags, patch)
 def change(work, variant):
     flags, patch = CHANGES[variant]
     if work.script == "ppo_continuous.py":
-        flags = "--no-norm-obs" if variant == "observation normalization switched" else flags
-        flags = "--target-kl 0.02" if variant == "KL stop switched" else flags
         if variant == "settings of the tutorial":
             flags += " --log-std-init 0"
             patch += NO_LIMIT
