@@ -495,16 +495,16 @@ class Sized(Recorder):
 
 
 class Scales(gym.Env):
-    """Pays 1 for the sign of the first feature; the last one is near `scale`, with little change."""
+    """Pays 1 for the sign of the first feature; the last one is near `scale`, with little change; all in `unit`s."""
 
     observation_space, action_space = Box(-np.inf, np.inf, (6,)), Discrete(2)
 
-    def __init__(self, scale):
-        self.scale = scale
+    def __init__(self, scale, unit=1):
+        self.scale, self.unit = scale, unit
 
     def observe(self):
         self.x = self.np_random.standard_normal(6)
-        return np.append(self.x[:5], self.scale * (1 + 0.01 * self.x[5])).astype(np.float32)
+        return np.float32(self.unit * np.append(self.x[:5], self.scale * (1 + 0.01 * self.x[5])))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -638,3 +638,4 @@ for family in ("Discrete", "Box"):
             register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)
 for exponent in (4, 6):
     gym.register(f"Scales{exponent}-v0", Scales, kwargs={"scale": 10.0**exponent}, max_episode_steps=100)
+gym.register("Tiny-v0", Scales, kwargs={"scale": 1, "unit": 1e-4}, max_episode_steps=100)

@@ -60,14 +60,30 @@ def test_a_loss_that_is_not_finite_is_named_with_the_sizes_and_the_cure(probe, m
     assert all(value.isfinite().all() for value in torch.load(run_folder() / "checkpoint.pt")["agent"].values())
 
 
+@pytest.fixture
+def mean_return(script, tiny, capfd):
+    """mean_return(name, norm_obs) after a short training on Scales; the best is 100, and chance 50."""
+
+    def train(name, norm_obs):
+        size = {"num_envs": 8, "num_steps": 64} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
+        flags = {"total_timesteps": 24_576, "learning_rate": 2e-3, "hidden_size": 32, "eval_episodes": 20}
+        script.train(tiny(env_id=f"probe_envs:{name}-v0", norm_obs=norm_obs, **size | flags))
+        return float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1])
+
+    return train
+
+
 @discrete_cases
 @pytest.mark.parametrize("norm_obs", [False, True])
 @pytest.mark.parametrize("exponent", [4, 6])
-def test_observations_of_very_different_sizes_are_learned(script, tiny, capfd, exponent, norm_obs):
-    size = {"num_envs": 8, "num_steps": 64} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
-    flags = {"total_timesteps": 24_576, "learning_rate": 2e-3, "hidden_size": 32, "eval_episodes": 20}
-    script.train(tiny(env_id=f"probe_envs:Scales{exponent}-v0", norm_obs=norm_obs, **size | flags))
-    assert float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1]) > 90  # of 100; chance: 50
+def test_observations_of_very_different_sizes_are_learned(mean_return, exponent, norm_obs):
+    assert mean_return(f"Scales{exponent}", norm_obs) > 90
+
+
+@discrete_cases
+def test_tiny_observations_are_learned_by_default(script, mean_return):
+    assert mean_return("Tiny", script.Args().norm_obs) > 90
+    assert mean_return("Tiny", False) < 75
 
 
 def test_a_diverged_agent_is_saved_as_it_was_before(script, tiny, monkeypatch):
