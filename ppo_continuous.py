@@ -6,8 +6,8 @@
 
     python ppo_continuous.py --env-id Pendulum-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
-targets and advantages are normalized, and asinh compresses large observations.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
+observations, value targets and advantages are normalized; asinh compresses outliers.
 """
 
 import json

@@ -6,8 +6,8 @@
 
     python ppo_vector.py --env-id CartPole-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here: value
-targets and advantages are normalized, asinh compresses large observations, weights are averaged.
+Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
+observations, values, advantages are normalized; asinh compresses outliers; weights are averaged.
 """
 
 import json
