@@ -100,8 +100,8 @@ def results():
         others = [*PEERS.values(), (CLEANRL.get(work.script), "defaults")]
         others = [compare(work, *peer) for peer in others]
         rows.append([*row, f"{THRESHOLDS[work.env_id]}: {median(steps)}", *others])
-    header = ["environment", "script", "steps", "seeds", "greedy mean (range)", "area; second half"]
-    header.append("median steps to a mean of (range)")
+    header = ["environment", "script", "steps", "seeds", "greedy mean (range over seeds)"]
+    header += ["area; second half", "mean to reach: median steps (range)"]
     return table([*header, *PEERS, "CleanRL"], rows)
 
 
