@@ -67,7 +67,7 @@ def mean_return(script, tiny, capfd):
     def train(name, norm_obs):
         size = {"num_envs": 8, "num_steps": 64} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
         flags = {"total_timesteps": 24_576, "learning_rate": 2e-3, "hidden_size": 32, "eval_episodes": 20}
-        script.train(tiny(env_id=f"probe_envs:{name}-v0", norm_obs=norm_obs, **size | flags))
+        script.train(tiny(env_id=f"probe_envs:{name}-v0", exp_name=str(norm_obs), norm_obs=norm_obs, **size | flags))
         return float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1])
 
     return train
