@@ -45,8 +45,8 @@ class Args:
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue, with its flags
-    evaluate: str | None = None  # checkpoint to play, with its flags
+    resume: str | None = None  # checkpoint to continue, its flags as defaults
+    evaluate: str | None = None  # checkpoint to play, its flags as defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
     numpy_actor: bool = True  # act in NumPy, which is faster
 
@@ -117,7 +117,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -156,22 +156,22 @@ def make_env(args, video_folder=None):
     """Make an environment with observations (obs_dim,) and actions (K,), scaled to bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # asdict copies them
+        env = gym.make(args.env_id, **(film | asdict(args)["env_kwargs"]))  # a copy: envs may edit it
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # for a test render
-        films = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
-        check(find_spec("moviepy") and films, "--capture-video needs moviepy, and rgb_array images")
+        env.reset()  # test before training
+        works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
+        check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (it is not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it would cast a Box
+        if not isinstance(env.observation_space, Box):  # a Box is reshaped below
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -215,7 +215,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and log-probabilities in one batch: 100 times as fast
+    # Values and logprobs in one batch: 100 times as fast. Then checks
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -224,7 +224,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips masked outputs of -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips a mask's -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -236,7 +236,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * (1 - terminated) * next_values - values
-    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # the sum ends at both
+    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # cut at episode ends
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
@@ -290,10 +290,10 @@ def evaluate(agent, env, args):
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(0, 10**6, args.num_steps):  # a million steps at most
-        if len(returns) < args.eval_episodes:
-            _, _, obs, episodes = collect_rollout(env, agent, obs, args)
-            returns += [episode["r"] for episode in episodes]
-    returns = returns[: args.eval_episodes]
+        _, _, obs, episodes = collect_rollout(env, agent, obs, args)
+        returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
+        if len(returns) == args.eval_episodes:
+            break
     print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
     return np.mean(returns)
 
@@ -325,7 +325,7 @@ def train(args):
     if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env would repeat rng's draws
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env's rng would equal ours
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -342,19 +342,19 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: a NumPy schedule breaks checkpoints
+            for group in optimizer.param_groups:  # float: torch.load takes no NumPy
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values, unlike PopArt
+                agent.update_return_stats(returns, weight)  # PopArt would fix the critic
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal
@@ -380,7 +380,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation may crash
+        save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
         if args.eval_episodes:
             env.close()  # first: some envs allow only one
             env = make_env(args, path.parent / "videos")
@@ -421,7 +421,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # From check or load_state_dict: no traceback
+        # No traceback from check and load_state_dict
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

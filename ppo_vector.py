@@ -48,8 +48,8 @@ class Args:
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue, with its flags
-    evaluate: str | None = None  # checkpoint to play, with its flags
+    resume: str | None = None  # checkpoint to continue, its flags as defaults
+    evaluate: str | None = None  # checkpoint to play, its flags as defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
     numpy_actor: bool = True  # act in NumPy, which is faster
 
@@ -132,7 +132,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # a logarithm beyond 10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -167,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf would make entropy NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for masks: 0 * -inf is NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -202,14 +202,14 @@ def make_envs(args, num_envs, video_folder=None):
         check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
-        envs.reset()  # for a test render
-        films = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
-        check(find_spec("moviepy") and films, "--capture-video needs moviepy, and rgb_array images")
+        envs.reset()  # test before training
+        works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
+        check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (it is not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it would cast a Box
+        if not isinstance(envs.single_observation_space, Box):  # a Box is reshaped below
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -264,7 +264,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and log-probabilities in one batch: 100 times as fast
+    # Values and logprobs in one batch: 100 times as fast. Then checks
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -273,7 +273,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips masked outputs of -inf
+    atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips a mask's -inf
     same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -286,7 +286,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
     deltas = rewards + gamma * (1 - terminated) * next_values - values
-    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # the sum ends at both
+    decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # cut at episode ends
     advantages = deltas.copy()
     for t in reversed(range(len(deltas) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
@@ -344,10 +344,10 @@ def evaluate(agent, envs, args):
     done = np.zeros(envs.num_envs, bool)
     returns = []
     for _ in range(0, 10**6, args.num_steps):  # a million steps at most
-        if len(returns) < args.eval_episodes:
-            _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
-            returns += [episode["r"] for episode in episodes]
-    returns = returns[: args.eval_episodes]
+        _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
+        returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
+        if len(returns) == args.eval_episodes:
+            break
     print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
     return np.mean(returns)
 
@@ -385,7 +385,7 @@ def train(args):
     if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env would repeat rng's draws
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env's rng would equal ours
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -406,7 +406,7 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: a NumPy schedule breaks checkpoints
+            for group in optimizer.param_groups:  # float: torch.load takes no NumPy
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -415,12 +415,12 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts the values, unlike PopArt
+                agent.update_return_stats(returns, weight)  # PopArt would fix the critic
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: logprobs used the old ones
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
@@ -451,7 +451,7 @@ def train(args):
             print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation may crash
+            save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
             if args.eval_episodes:
                 envs.close()  # first: some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
@@ -501,7 +501,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # From check or load_state_dict: no traceback
+        # No traceback from check and load_state_dict
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise
