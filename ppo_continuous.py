@@ -28,7 +28,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.spaces import Box, flatten_space, unflatten
+from gymnasium.spaces import Box, unflatten
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -48,7 +48,7 @@ class Args:
     resume: str | None = None  # checkpoint to continue, its flags as defaults
     evaluate: str | None = None  # checkpoint to play, its flags as defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, which is faster
+    numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
     learning_rate: float = 7e-4  # of Adam; 1e-4 to 3e-3
@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the new rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -160,7 +160,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # test before training
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -169,7 +169,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Others go here; use --norm-obs, not NormalizeObservation (it is not saved)
+    # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(env.observation_space, Box):  # a Box is reshaped below
             env = gym.wrappers.FlattenObservation(env)
@@ -178,17 +178,17 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not a float Box; for Discrete use ppo_discrete.py")
-    # With two bounds, -1 and 1 are scaled to them; other actions stay
-    box = flatten_space(space)
-    bounded = box.high - box.low < 1e30  # not finfo.max
-    low = np.where(bounded, box.low, -1)
-    high = np.where(bounded, box.high, 1)
+    # Scale -1 and 1 to two bounds; other actions start at the value nearest 0
+    box_low, box_high = np.float64([space.low, space.high]).reshape(2, -1)
+    bounded = box_high - box_low < 1e30  # not finfo.max
+    low = np.where(bounded, box_low, np.clip(0, box_low, box_high) - 1)
+    high = np.where(bounded, box_high, low + 2)
 
     def to_bounds(action):
         action = (high + low) / 2 + (high - low) / 2 * action
-        return unflatten(space, np.fmin(np.fmax(action, box.low), box.high))  # clip; drops NaN
+        return unflatten(space, np.fmin(np.fmax(action, box_low), box_high))  # clip; drops NaN
 
-    return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, box.shape))
+    return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, low.shape))
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # edit like forward, or --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -377,12 +377,12 @@ def train(args):
             if global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
-        print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
+        print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
         if args.eval_episodes:
-            env.close()  # first: some envs allow only one
+            env.close()  # some envs allow only one
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error or signal

@@ -48,7 +48,7 @@ class Args:
     resume: str | None = None  # checkpoint to continue, its flags as defaults
     evaluate: str | None = None  # checkpoint to play, its flags as defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, which is faster
+    numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
     learning_rate: float = 1.5e-3  # of Adam; 1e-4 to 3e-3
@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the new rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -159,7 +159,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # test before training
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -168,7 +168,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Others go here; use --norm-obs, not NormalizeObservation (it is not saved)
+    # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(env.observation_space, Box):  # a Box is reshaped below
             env = gym.wrappers.FlattenObservation(env)
@@ -196,7 +196,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # edit like forward, or --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -370,12 +370,12 @@ def train(args):
             if global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
-        print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
+        print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
         if args.eval_episodes:
-            env.close()  # first: some envs allow only one
+            env.close()  # some envs allow only one
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after an error or signal

@@ -51,7 +51,7 @@ class Args:
     resume: str | None = None  # checkpoint to continue, its flags as defaults
     evaluate: str | None = None  # checkpoint to play, its flags as defaults
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
-    numpy_actor: bool = True  # act in NumPy, which is faster
+    numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
@@ -144,7 +144,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the new rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * average((obs.double() ** 2).mean(0))
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -199,40 +199,40 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (in a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # test before training
         works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
+    next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
+    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here; use --norm-obs, not NormalizeObservation (it is not saved)
+    # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(envs.single_observation_space, Box):  # a Box is reshaped below
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
     envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
-    next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
-    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     space = envs.single_action_space
     if isinstance(space, Discrete):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
-    # With two bounds, -1 and 1 are scaled to them; other actions stay
-    box = flatten_space(space)
-    bounded = box.high - box.low < 1e30  # not finfo.max
-    low = np.where(bounded, box.low, -1)
-    high = np.where(bounded, box.high, 1)
+    # Scale -1 and 1 to two bounds; other actions start at the value nearest 0
+    box_low, box_high = np.float64([space.low, space.high]).reshape(2, -1)
+    bounded = box_high - box_low < 1e30  # not finfo.max
+    low = np.where(bounded, box_low, np.clip(0, box_low, box_high) - 1)
+    high = np.where(bounded, box_high, low + 2)
 
     def to_bounds(action):
         action = (high + low) / 2 + (high - low) / 2 * action
-        action = np.fmin(np.fmax(action, box.low), box.high)  # some environments crash on NaN
+        action = np.fmin(np.fmax(action, box_low), box_high)  # clip; drops NaN
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
-    return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, box.shape))
+    return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, low.shape))
 
 
 @torch.no_grad()
@@ -247,7 +247,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # edit like forward, or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -448,12 +448,12 @@ def train(args):
             if global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
         if rank == 0:
-            print(end="\n" if sys.stdout.isatty() else "")  # leave the status line
+            print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
             if args.eval_episodes:
-                envs.close()  # first: some envs allow only one
+                envs.close()  # some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after an error or signal

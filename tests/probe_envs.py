@@ -54,6 +54,11 @@ ACTION_SPACES = {
         "ActHuge": Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,)),
         "ActHalfHuge": Box(0, np.finfo(np.float32).max, (2,)),
         "ActMixed": Box(np.array([0, 100], np.float32), np.array([np.inf, 200], np.float32)),
+        "ActAbove": Box(10, np.inf, (2,)),
+        "ActBelow": Box(-np.inf, -10, (2,)),
+        "ActFloat16": Box(
+            np.array([-60000, 28000], np.float16), np.array([60000, 60000], np.float16), dtype=np.float16
+        ),
         "ActScalar": Box(-2, 2, ()),
         "ActMatrix": Box(-3, 1, (2, 3)),
         "ActFloat64": Box(-0.3, 1.1, (2,), np.float64),
@@ -135,7 +140,7 @@ class Recorder(gym.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        reward = self.np_random.normal() + float(np.sum(action))
+        reward = self.np_random.normal() + float(np.sum(action, dtype=float))
         terminated, truncated = (bool(flag) for flag in self.np_random.random(2) < 0.15)
         obs, self.obs = self.obs, self.observation_space.sample()
         self.log.append((obs, action, reward, self.obs, terminated, truncated))

@@ -85,10 +85,12 @@ def test_an_environment_may_change_its_action_in_place(script, tiny):
     script.train(tiny(env_id="probe_envs:Changing-v0"))
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("case", [("ppo_continuous", "Box"), ("ppo_vector", "Box")], ids="-".join, indirect=True)
 def test_actions_are_scaled_to_finite_bounds(script):
-    """-1, 0 and 0.5 are the lower bound, the middle and three quarters of the way up; 9 is the upper bound."""
+    """-1, 0 and 0.5 are the lower bound, the middle and three quarters of the way up; 9 is the upper bound.
+
+    With one bound, 0 is the allowed value nearest 0.
+    """
     for name, expected in {
         "ActAsymmetric": [[-0.1, 2], [0.3, 3.5], [0.5, 4.25], [0.7, 5]],
         "ActUnbounded": [[-1, -1], [0, 0], [0.5, 0.5], [9, 9]],
@@ -96,6 +98,9 @@ def test_actions_are_scaled_to_finite_bounds(script):
         "ActLowerBound": [[0, 0], [0, 0], [0.5, 0.5], [9, 9]],
         "ActHalfHuge": [[0, 0], [0, 0], [0.5, 0.5], [9, 9]],
         "ActMixed": [[0, 100], [0, 150], [0.5, 175], [9, 200]],
+        "ActAbove": [[10, 10], [10, 10], [10.5, 10.5], [19, 19]],
+        "ActBelow": [[-11, -11], [-10, -10], [-10, -10], [-10, -10]],
+        "ActFloat16": [[-60000, 28000], [0, 44000], [30000, 52000], [60000, 60000]],
     }.items():
         env = make_envs(script, script.Args(env_id=f"probe_envs:{name}-v0"))
         actions = [np.ravel(env.func(np.full(2, action, np.float32))) for action in (-1, 0, 0.5, 9)]
