@@ -36,7 +36,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """Numbers after a semicolon are the range worth trying."""
+    """Numbers after a semicolon: the range worth trying."""
 
     # The run
     env_id: str = "Pendulum-v1"  # Gymnasium id, or module:EnvId for your own
@@ -47,7 +47,7 @@ class Args:
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
     resume: str | None = None  # checkpoint to continue, its flags as defaults
     evaluate: str | None = None  # checkpoint to play, its flags as defaults
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
@@ -56,7 +56,7 @@ class Args:
     num_steps: int = 2048  # steps of a rollout; 512 to 4096
     num_minibatches: int = 8  # minibatches per epoch
     update_epochs: int = 10  # passes over a rollout; 3 to 20
-    gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
+    gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
@@ -201,7 +201,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)
+            outputs = agent.numpy_actor(obs, p)  # else --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -299,7 +299,7 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a run killed here leaves the last checkpoint."""
+    """Write all or nothing: a kill leaves the last checkpoint."""
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
@@ -314,7 +314,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws new numbers
-    random.seed(seed)  # for environments
+    random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # faster for small networks
@@ -342,7 +342,7 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: torch.load takes no NumPy
+            for group in optimizer.param_groups if args.anneal_lr else []:  # float, for torch.load
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)

@@ -39,7 +39,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """Numbers after a semicolon are the range worth trying."""
+    """Numbers after a semicolon: the range worth trying."""
 
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
@@ -50,7 +50,7 @@ class Args:
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
     resume: str | None = None  # checkpoint to continue, its flags as defaults
     evaluate: str | None = None  # checkpoint to play, its flags as defaults
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu is fastest for small networks
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
@@ -61,7 +61,7 @@ class Args:
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 5  # passes over a rollout; 3 to 20
-    gamma: float = 0.995  # discount; 0.9 for short horizons to 0.999 for long ones
+    gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages, once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
@@ -247,7 +247,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)
+            outputs = agent.numpy_actor(all_obs[t], p)  # else --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -353,7 +353,7 @@ def evaluate(agent, envs, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a run killed here leaves the last checkpoint."""
+    """Write all or nothing: a kill leaves the last checkpoint."""
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
@@ -374,7 +374,7 @@ def train(args):
     check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws new numbers
-    random.seed(seed + rank)  # for environments
+    random.seed(seed + rank)
     np.random.seed(seed + rank)
     torch.manual_seed(seed)  # the same weights in all
     torch.set_num_threads(1)  # faster for small networks
@@ -397,7 +397,6 @@ def train(args):
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams adds a folder
-    batch_size = args.num_steps * args.num_envs * world_size
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -405,8 +404,9 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
+            batch_size = args.num_steps * args.num_envs * world_size
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups:  # float: torch.load takes no NumPy
+            for group in optimizer.param_groups if args.anneal_lr else []:  # float, for torch.load
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)

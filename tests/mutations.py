@@ -130,7 +130,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_update.py::test_the_policy_that_acted_is_the_one_that_the_update_starts_from",
     ),
     (D, "np.random.seed(seed)", "pass", "test_runs.py::test_the_seed_reaches_the_global_generators"),
-    (D, "    random.seed(seed)  #", "    pass  #", "test_runs.py::test_the_seed_reaches_the_global_generators"),
+    (D, "    random.seed(seed)\n", "", "test_runs.py::test_the_seed_reaches_the_global_generators"),
     (
         D,
         "fraction = 1 - global_step",
@@ -151,7 +151,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         D,
-        "        env.close()  # first",
+        "        env.close()  # some",
         "        # before",
         "test_runs.py::test_only_one_environment_is_open_at_a_time",
     ),
@@ -165,6 +165,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line",
     ),
     (D, " == values.shape == ", " == ", "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line"),
+    (D, " if args.anneal_lr else []", "", "test_runs.py::test_a_rate_set_by_an_edited_update"),
     (D, "float(fraction)", "fraction", "test_checkpoints.py::test_a_schedule_by_numpy_makes_a_checkpoint_that_loads"),
     (
         D,

@@ -189,6 +189,21 @@ def test_the_learning_rate_stays_without_annealing(script, tiny):
     assert [rate for _, rate in read_scalars(run_folder())["charts/learning_rate"]] == pytest.approx([0.01] * 4)
 
 
+def test_a_rate_set_by_an_edited_update_stays_without_annealing(script, tiny, monkeypatch):
+    """As by torch's schedulers, or a rate that follows the KL."""
+    update = script.ppo_update
+
+    def halve(agent, optimizer, *rest):
+        metrics = update(agent, optimizer, *rest)
+        optimizer.param_groups[0]["lr"] /= 2
+        return metrics
+
+    monkeypatch.setattr(script, "ppo_update", halve)
+    script.train(tiny(anneal_lr=False, learning_rate=0.08))
+    rates = [rate for _, rate in read_scalars(run_folder())["charts/learning_rate"]]
+    assert rates == pytest.approx([0.04, 0.02, 0.01, 0.005])
+
+
 @once_per_script
 @pytest.mark.parametrize("anneal_lr", [True, False])
 def test_the_entropy_bonus_falls_with_the_learning_rate(script, tiny, monkeypatch, anneal_lr):
