@@ -88,7 +88,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. Main prints no traceback."""
+    """Raise the error if not passed. Main prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
+        """Map each row of obs (B, obs_dim) to policy outputs (B, K), unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The action distribution. Change all three: the last takes tensors, the others NumPy
+    # For another distribution edit all three: the last takes tensors, the others NumPy
     def sample(self, outputs, rng):
         return rng.normal(outputs, self.log_std.detach().exp().cpu().numpy())
 
@@ -160,7 +160,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (an id in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # test before training
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # a Box is reshaped below
+        if not isinstance(env.observation_space, Box):  # a Box: reshape, no cast
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -193,7 +193,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None):
-    """Play from obs, greedily without rng. Returns rollout, transitions for GAE, obs, episodes."""
+    """Play from obs, greedy without rng. Returns rollout, transitions for GAE, obs, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     steps = []
@@ -201,7 +201,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # else --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # off: --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -334,7 +334,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams adds a folder
+        writer.file_writer.add_summary(summary)  # add_hparams: extra folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -342,14 +342,14 @@ def train(args):
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups if args.anneal_lr else []:  # float, for torch.load
+            for group in optimizer.param_groups if args.anneal_lr else []:  # float() for torch.load
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # PopArt would fix the critic
+                agent.update_return_stats(returns, weight)  # no PopArt: critic unchanged
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -380,7 +380,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
+        save_checkpoint(path, args, global_step, agent, optimizer)  # SIGKILL skips finally
         if args.eval_episodes:
             env.close()  # some envs allow only one
             env = make_env(args, path.parent / "videos")

@@ -93,7 +93,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error unless passed. Main prints no traceback."""
+    """Raise the error if not passed. Main prints no traceback."""
     if not passed:
         raise error(message)
 
@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map obs (B, obs_dim) to policy outputs (B, K) and unnormalized values (B,)."""
+        """Map each row of obs (B, obs_dim) to policy outputs (B, K), unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -156,7 +156,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # The action distribution. Change all three: the last takes tensors, the others NumPy
+    # For another distribution edit all three: the last takes tensors, the others NumPy
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -167,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for masks: 0 * -inf is NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask: 0 * -inf is NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -199,7 +199,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (an id in a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # test before training
@@ -211,7 +211,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # a Box is reshaped below
+        if not isinstance(envs.single_observation_space, Box):  # a Box: reshape, no cast
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -237,7 +237,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None):
-    """Play from obs, greedily without rng. Returns rollout, transitions, obs, done, episodes."""
+    """Play from obs, greedy without rng. Returns rollout, transitions, obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -247,7 +247,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # else --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # off: --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -396,7 +396,7 @@ def train(args):
         writer = SummaryWriter(path.parent, purge_step=start_step + 1)
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
-            writer.file_writer.add_summary(summary)  # add_hparams adds a folder
+            writer.file_writer.add_summary(summary)  # add_hparams: extra folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -406,7 +406,7 @@ def train(args):
         while global_step < args.total_timesteps and not solved:
             batch_size = args.num_steps * args.num_envs * world_size
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups if args.anneal_lr else []:  # float, for torch.load
+            for group in optimizer.param_groups if args.anneal_lr else []:  # float() for torch.load
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -415,7 +415,7 @@ def train(args):
             returns = returns[rollout["valid"]]
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # PopArt would fix the critic
+                agent.update_return_stats(returns, weight)  # no PopArt: critic unchanged
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -451,7 +451,7 @@ def train(args):
             print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            save_checkpoint(path, args, global_step, agent, optimizer)  # a kill skips finally
+            save_checkpoint(path, args, global_step, agent, optimizer)  # SIGKILL skips finally
             if args.eval_episodes:
                 envs.close()  # some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
