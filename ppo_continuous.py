@@ -286,10 +286,10 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Play greedy episodes. Prints and returns their mean return."""
+    """Play greedy episodes in a new env. Returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # a million steps at most
+    for _ in range(0, 10**6, args.num_steps):  # at most 1e6 steps
         _, _, obs, episodes = collect_rollout(env, agent, obs, args)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:

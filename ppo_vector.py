@@ -339,11 +339,11 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, envs, args):
-    """Play greedy episodes in envs of one environment. Prints and returns their mean return."""
+    """Play greedy episodes in new envs of one environment. Returns their mean return."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # a million steps at most
+    for _ in range(0, 10**6, args.num_steps):  # at most 1e6 steps
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
