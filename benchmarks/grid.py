@@ -58,22 +58,22 @@ class Work(NamedTuple):
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
 SMALL_STEPS = "--num-minibatches 32 --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95"
-WALKER = "--num-steps 256 --num-minibatches 16 --learning-rate 1e-3 --ent-coef 0.005"
+WALKER = "--num-steps 256 --num-minibatches 32 --learning-rate 7e-4 --ent-coef 0.005"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
-    Work(V, "CartPole-v1", range(1, 6), 100_000),
+    Work(V, "CartPole-v1", range(1, 11), 100_000),
     Work(D, "Acrobot-v1", range(1, 11), 200_000),
     Work(D, "MountainCar-v0", range(1, 6), 500_000),
     Work(D, "MountainCar-v0", range(1, 6), 500_000, "recipe", "--num-steps 4096 --num-minibatches 16"),
     Work(D, "LunarLander-v3", range(1, 11), 300_000),
-    Work(V, "LunarLander-v3", range(1, 6), 500_000),
+    Work(V, "LunarLander-v3", range(1, 11), 500_000),
     Work(C, "Pendulum-v1", range(1, 11), 100_000),
-    Work(V, "Pendulum-v1", range(1, 6), 100_000),
+    Work(V, "Pendulum-v1", range(1, 11), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", CAR),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1 --target-kl 0.02"),
-    Work(V, "LunarLanderContinuous-v3", range(1, 6), 300_000),
+    Work(V, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", SMALL_STEPS),
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", WALKER),
