@@ -159,7 +159,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # test before training
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3

@@ -199,7 +199,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # test before training
