@@ -404,7 +404,6 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            batch_size = args.num_steps * args.num_envs * world_size
             fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
             for group in optimizer.param_groups if args.anneal_lr else []:  # float() for torch.load
                 group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
@@ -413,6 +412,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
+            batch_size = args.num_steps * args.num_envs * world_size
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
                 agent.update_return_stats(returns, weight)  # no PopArt: critic unchanged

@@ -204,6 +204,20 @@ def test_a_rate_set_by_an_edited_update_stays_without_annealing(script, tiny, mo
     assert rates == pytest.approx([0.04, 0.02, 0.01, 0.005])
 
 
+def test_a_length_of_rollouts_that_changes_is_counted(script, tiny, monkeypatch):
+    """As of a curriculum: each rollout is twice as long as the one before, the first one too."""
+    collect_rollout = script.collect_rollout
+    args = tiny(total_timesteps=200)
+
+    def twice_as_long(*arguments):
+        args.num_steps *= 2
+        return collect_rollout(*arguments)
+
+    monkeypatch.setattr(script, "collect_rollout", twice_as_long)
+    script.train(args)
+    assert [step for step, _ in read_scalars(run_folder())["losses/entropy"]] == [32, 96, 224]
+
+
 @once_per_script
 @pytest.mark.parametrize("anneal_lr", [True, False])
 def test_the_entropy_bonus_falls_with_the_learning_rate(script, tiny, monkeypatch, anneal_lr):
