@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # a Box: reshape, no cast
+        if not isinstance(env.observation_space, Box):  # flattening casts a Box
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -201,7 +201,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # off: --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # or --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -334,7 +334,7 @@ def train(args):
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams: extra folder
+        writer.file_writer.add_summary(summary)  # add_hparams would add a folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -349,9 +349,9 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # no PopArt: critic unchanged
+                agent.update_return_stats(returns, weight)  # PopArt would change the critic
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # noise floor, else walkers learn to stand
+            if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
