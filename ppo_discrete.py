@@ -36,7 +36,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """Numbers after a semicolon: the range worth trying."""
+    """After a semicolon: the range worth trying."""
 
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
@@ -58,7 +58,7 @@ class Args:
     update_epochs: int = 10  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages, once a rollout
+    norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
@@ -66,7 +66,7 @@ class Args:
     vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
-    hidden_size: int = 128  # width of the two hidden layers
+    hidden_size: int = 128  # width of both hidden layers
 
     # The output
     eval_episodes: int = 20  # greedy episodes at the end
@@ -78,8 +78,7 @@ class Args:
         names = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
         for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
-        check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
-        check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
+        check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
@@ -87,7 +86,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error if not passed. Main prints no traceback."""
+    """Raise the error if not passed."""
     if not passed:
         raise error(message)
 
@@ -114,7 +113,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map each row of obs (B, obs_dim) to policy outputs (B, K), unnormalized values (B,)."""
+        """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -127,7 +126,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the rollout's share of steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -159,9 +158,9 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (an id in a package or module: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # test before training
+        env.reset()  # try before training
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
@@ -177,7 +176,7 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    # Action a: row a of the table of all combinations. A MultiBinary bit has 2
+    # Action a is row a of the table of all combinations. A MultiBinary bit has 2 choices
     choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)
     sizes = np.full(space.shape, choices)
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
@@ -188,7 +187,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None):
-    """Play from obs, greedy without rng. Returns rollout, transitions for GAE, obs, episodes."""
+    """Play from obs, greedy without rng. Returns rollout, transitions, obs, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     steps = []
@@ -207,10 +206,10 @@ def collect_rollout(env, agent, obs, args, rng=None):
         if terminated or truncated:
             episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env
             obs, _ = env.reset()
-    all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps, strict=True))
+    all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and logprobs in one batch: 100 times as fast. Then checks
+    # Values and logprobs in one batch: 100 times as fast
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -220,8 +219,8 @@ def collect_rollout(env, agent, obs, args, rng=None):
     check(logprobs.shape == values.shape == rewards.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips a mask's -inf
-    same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
+    same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
     transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values.cpu().numpy(), "next_values": next_values.cpu().numpy()}
@@ -320,7 +319,7 @@ def train(args):
     if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env's rng would equal ours
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
 
     # Set up the run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
@@ -344,10 +343,10 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # PopArt would change the critic
+                agent.update_return_stats(returns, weight)  # shifts values (PopArt would not)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
+                agent.update_obs_stats(rollout["obs"], weight)  # last: its first ratio must be 1
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal
@@ -403,6 +402,7 @@ if __name__ == "__main__":
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
+            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -414,7 +414,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from check and load_state_dict
+        # The user's mistake: no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

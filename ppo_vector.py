@@ -39,7 +39,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """Numbers after a semicolon: the range worth trying."""
+    """After a semicolon: the range worth trying."""
 
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
@@ -63,7 +63,7 @@ class Args:
     update_epochs: int = 5  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0 is one-step TD, 1 is Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages, once a rollout
+    norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
@@ -71,7 +71,7 @@ class Args:
     vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
-    hidden_size: int = 64  # width of the two hidden layers
+    hidden_size: int = 64  # width of both hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 1
 
     # The output
@@ -84,8 +84,7 @@ class Args:
         names = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
         for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
-        check(0 <= self.gamma <= 1, "--gamma must be from 0 to 1")
-        check(0 <= self.gae_lambda <= 1, "--gae-lambda must be from 0 to 1")
+        check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
         check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
         check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps for --num-minibatches")
@@ -93,7 +92,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error if not passed. Main prints no traceback."""
+    """Raise the error if not passed."""
     if not passed:
         raise error(message)
 
@@ -131,7 +130,7 @@ class ActorCritic(nn.Module):
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
-        """Map each row of obs (B, obs_dim) to policy outputs (B, K), unnormalized values (B,)."""
+        """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
         obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
@@ -144,7 +143,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the rollout's share of steps
+    # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * average((obs.double() ** 2).mean(0))
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -199,10 +198,10 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (for an id in a package: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (an id in a package or module: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
-        envs.reset()  # test before training
+        envs.reset()  # try before training
         works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
@@ -252,8 +251,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         obs, reward, terminated, truncated, info = envs.step(action)
-        terminated = np.array(terminated, bool)
-        truncated = np.array(truncated, bool)
+        terminated, truncated = np.array([terminated, truncated], bool)
         # ~done is valid: a step after an episode is only a reset
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
@@ -261,10 +259,10 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         info.pop("_ppo_episode", None)  # may be reused
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
-    outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps, strict=True))
+    outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and logprobs in one batch: 100 times as fast. Then checks
+    # Values and logprobs in one batch: 100 times as fast
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -274,8 +272,8 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips a mask's -inf
-    same = np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same or not args.numpy_actor, "edit numpy_actor like forward or pass --no-numpy-actor")
+    same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}
     transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -385,7 +383,7 @@ def train(args):
     if saved:  # keep args' lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env's rng would equal ours
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
     done = np.zeros(args.num_envs, bool)
 
     # Set up the run folder and TensorBoard
@@ -415,12 +413,12 @@ def train(args):
             batch_size = args.num_steps * args.num_envs * world_size
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # PopArt would change the critic
+                agent.update_return_stats(returns, weight)  # shifts values (PopArt would not)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
+                agent.update_obs_stats(rollout["obs"], weight)  # last: its first ratio must be 1
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
@@ -490,6 +488,7 @@ if __name__ == "__main__":
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
+            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
@@ -501,7 +500,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from check and load_state_dict
+        # The user's mistake: no traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

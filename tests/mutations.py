@@ -164,6 +164,12 @@ FAULTS = [  # script, text, text with the fault, test
         "values.shape",
         "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line",
     ),
+    (
+        D,
+        'saved["args"]["env_kwargs"] | args.env_kwargs',
+        "args.env_kwargs",
+        "test_other_people.py::test_arguments_of_the_environment_on_the_command_line",
+    ),
     (D, " == values.shape == ", " == ", "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line"),
     (
         V,

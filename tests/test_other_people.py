@@ -145,8 +145,8 @@ REFUSED = {
     "--batch-size 64": "--batch-size",
     "--learning-rate 0": "--learning-rate must be greater than 0",
     "--learning-rate nan": "--learning-rate must be greater than 0",
-    "--gamma 1.5": "--gamma must be from 0 to 1",
-    "--gae-lambda -0.1": "--gae-lambda must be from 0 to 1",
+    "--gamma 1.5": "--gamma and --gae-lambda must be from 0 to 1",
+    "--gae-lambda -0.1": "--gamma and --gae-lambda must be from 0 to 1",
     "--num-minibatches 0": "--num-minibatches must be greater than 0",
     "--num-minibatches 5000": "--num-minibatches",
     "--device no-such-device": "cpu",
@@ -224,7 +224,8 @@ def test_an_environment_may_change_its_arguments(script, probe, tiny, record):
 
 @discrete_cases
 def test_arguments_of_the_environment_on_the_command_line(script, launch, tmp_path):
-    """A time limit that ends the episodes of an evaluation early, and the lake that is not slippery."""
+    """A time limit that ends episodes early, on the lake that stays not slippery when only the limit changes."""
+    later = "--total-timesteps", 256
     size = ["--num-envs", 2, "--num-steps", 32] if hasattr(script.Args, "num_envs") else ["--num-steps", 64]
     run = *size, "--total-timesteps", 128, "--num-minibatches", 2, "--eval-episodes", 2
     lake = "--env-id", "FrozenLake-v1", "--env-kwargs", '{"is_slippery": false, "max_episode_steps": 7}'
@@ -232,9 +233,11 @@ def test_arguments_of_the_environment_on_the_command_line(script, launch, tmp_pa
     assert result.returncode == 0, result.stderr
     path = run_folder(tmp_path / "runs") / "checkpoint.pt"
     assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 7}
-    for flags in [(), ("--env-kwargs", '{"max_episode_steps": 3}'), ("--env-kwargs", "{}")]:
-        result = launch(script.__file__, "--evaluate", path, *flags)
+    other = "--env-kwargs", '{"max_episode_steps": 3}'
+    for flags in [("--evaluate", path), ("--evaluate", path, *other), ("--resume", path, *other, *later)]:
+        result = launch(script.__file__, *flags)
         assert result.returncode == 0, result.stderr
+    assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 3}
 
 
 def edited(script, tmp_path, *pairs):
