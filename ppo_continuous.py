@@ -353,7 +353,7 @@ def train(args):
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: its first ratio must be 1
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal

@@ -346,7 +346,7 @@ def train(args):
                 agent.update_return_stats(returns, weight)  # shifts values (PopArt would not)
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: its first ratio must be 1
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
             global_step += args.num_steps
 
             # Log to TensorBoard and the terminal

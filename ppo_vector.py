@@ -418,7 +418,7 @@ def train(args):
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: its first ratio must be 1
+                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
             global_step += batch_size
 
             # Log to TensorBoard and the terminal
@@ -460,12 +460,12 @@ def train(args):
             writer.close()
             print(f"checkpoint: {path}")
         with suppress(Exception):  # workers may be dead
-            timeout = {"timeout": 1} if hasattr(envs.unwrapped, "processes") else {}  # async
-            envs.close(**timeout)
-        envs.unwrapped.closed = True  # else __del__ prints a traceback
+            is_async = isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
+            envs.close(**{"timeout": 1} if is_async else {})
+        envs.unwrapped.closed = True  # or __del__ prints a traceback
         if world_size > 1:
             dist.destroy_process_group()
-            time.sleep(0.1)  # else gloo may abort at exit
+            time.sleep(0.1)  # else gloo may abort
     return agent
 
 

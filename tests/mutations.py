@@ -329,7 +329,7 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "wrappers[:-1]", "[]", "test_vector.py::test_wrappers_of_one_environment"),
     (
         V,
-        ' if hasattr(envs.unwrapped, "processes") else {}',
+        " if is_async else {}",
         "",
         "test_vector.py::test_a_native_environment_whose_close",
     ),

@@ -316,6 +316,7 @@ def test_a_native_environment_whose_close_takes_no_timeout_is_closed(tiny, monke
     """As that of gym.vector.VectorEnv."""
     closed = []
     monkeypatch.setattr(probe_envs.NativeRecorder, "close_extras", lambda self: closed.append(self.num_envs))
+    monkeypatch.setattr(probe_envs.NativeRecorder, "processes", [], raising=False)  # as in SB3's SubprocVecEnv
     ppo_vector.train(tiny(env_id="probe_envs:NativeRecorderDiscrete-v0", eval_episodes=1))
     assert closed == [2, 1]
 
