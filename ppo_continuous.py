@@ -45,8 +45,8 @@ class Args:
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue, its flags as defaults
-    evaluate: str | None = None  # checkpoint to play, its flags as defaults
+    resume: str | None = None  # checkpoint to continue with its flags
+    evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
@@ -87,7 +87,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error if not passed."""
+    """Raise an error that main shows in one line."""
     if not passed:
         raise error(message)
 
@@ -130,7 +130,8 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # or outliers set it
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -165,7 +166,7 @@ def make_env(args, video_folder=None):
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
-    env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, float).item())  # some give arrays
+    env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
@@ -178,14 +179,13 @@ def make_env(args, video_folder=None):
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not a float Box; for Discrete use ppo_discrete.py")
     # Scale -1 and 1 to two bounds; other actions start at the value nearest 0
-    box_low, box_high = np.float64([space.low, space.high]).reshape(2, -1)
-    bounded = box_high - box_low < 1e30  # not finfo.max
-    low = np.where(bounded, box_low, np.clip(0, box_low, box_high) - 1)
-    high = np.where(bounded, box_high, low + 2)
+    low, high = np.float64([space.low, space.high]).reshape(2, -1)
+    bounded = high - low < 1e30  # not finfo.max
+    half = np.where(bounded, (high - low) / 2, 1)
+    middle = np.where(bounded, low + half, np.clip(0, low, high))
 
     def to_bounds(action):
-        action = (high + low) / 2 + (high - low) / 2 * action
-        return unflatten(space, np.fmin(np.fmax(action, box_low), box_high))  # clip; drops NaN
+        return unflatten(space, np.fmin(np.fmax(middle + half * action, low), high))  # clip; drops NaN
 
     return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, low.shape))
 
@@ -200,7 +200,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     for _ in range(args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # or --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # fails? --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -214,7 +214,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and logprobs in one batch: 100 times as fast
+    # One batch is 100 times as fast as a loop
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -245,12 +245,10 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
     """Train by Schulman et al. 2017, equations 7, 9; fraction scales ent_coef. Returns metrics."""
     agent.train()
-    metrics = defaultdict(list)
-    metrics["explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
+    metrics = defaultdict(list, explained_variance=[1 - advantages.var() / (returns.var() + 1e-12)])
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
-    returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
+    advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
     advice = f"try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
@@ -321,7 +319,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # keep args' lr and eps
+    if saved:  # moments, not lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
@@ -340,15 +338,17 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups if args.anneal_lr else []:  # float() for torch.load
-                group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
+            fraction = 1
+            if args.anneal_lr:
+                fraction = 1 - global_step / args.total_timesteps
+                for group in optimizer.param_groups:  # float() for torch.load
+                    group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts values (PopArt would not)
+                agent.update_return_stats(returns, weight)  # first: value_loss divides by it
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -360,8 +360,7 @@ def train(args):
             last_returns.extend(episode["r"] for episode in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
-            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            metrics["charts/SPS"] = sps
+            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
             if episodes:
                 metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
                 metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
@@ -379,7 +378,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        save_checkpoint(path, args, global_step, agent, optimizer)  # SIGKILL skips finally
+        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluating takes long
         if args.eval_episodes:
             env.close()  # some envs allow only one
             env = make_env(args, path.parent / "videos")
@@ -408,7 +407,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags override
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -421,7 +420,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # The user's mistake: no traceback
+        # No traceback if check raised it
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

@@ -48,8 +48,8 @@ class Args:
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
     target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
-    resume: str | None = None  # checkpoint to continue, its flags as defaults
-    evaluate: str | None = None  # checkpoint to play, its flags as defaults
+    resume: str | None = None  # checkpoint to continue with its flags
+    evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
@@ -92,7 +92,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise the error if not passed."""
+    """Raise an error that main shows in one line."""
     if not passed:
         raise error(message)
 
@@ -145,7 +145,9 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * average((obs.double() ** 2).mean(0))
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # or outliers set it
+        square = average((obs.clamp(-limit, limit).double() ** 2).mean(0))
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -166,7 +168,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask: 0 * -inf is NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # mask by -inf: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -182,7 +184,7 @@ class DropInfo(gym.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        return obs, np.asarray(reward, float).item(), bool(terminated), bool(truncated), {}
+        return obs, np.float64(reward).item(), bool(terminated), bool(truncated), {}
 
 
 def make_envs(args, num_envs, video_folder=None):
@@ -221,14 +223,13 @@ def make_envs(args, num_envs, video_folder=None):
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
     # Scale -1 and 1 to two bounds; other actions start at the value nearest 0
-    box_low, box_high = np.float64([space.low, space.high]).reshape(2, -1)
-    bounded = box_high - box_low < 1e30  # not finfo.max
-    low = np.where(bounded, box_low, np.clip(0, box_low, box_high) - 1)
-    high = np.where(bounded, box_high, low + 2)
+    low, high = np.float64([space.low, space.high]).reshape(2, -1)
+    bounded = high - low < 1e30  # not finfo.max
+    half = np.where(bounded, (high - low) / 2, 1)
+    middle = np.where(bounded, low + half, np.clip(0, low, high))
 
     def to_bounds(action):
-        action = (high + low) / 2 + (high - low) / 2 * action
-        action = np.fmin(np.fmax(action, box_low), box_high)  # clip; drops NaN
+        action = np.fmin(np.fmax(middle + half * action, low), high)  # clip; drops NaN
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
     return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, low.shape))
@@ -246,7 +247,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     for t in range(args.num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # or --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # fails? --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -262,7 +263,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Values and logprobs in one batch: 100 times as fast
+    # One batch is 100 times as fast as a loop
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -294,12 +295,10 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
 def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction=1):
     """Train by Schulman et al. 2017, equations 7, 9; fraction scales ent_coef. Returns metrics."""
     agent.train()
-    metrics = defaultdict(list)
-    metrics["explained_variance"].append(1 - advantages.var() / (returns.var() + 1e-12))
+    metrics = defaultdict(list, explained_variance=[1 - advantages.var() / (returns.var() + 1e-12)])
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    advantages = torch.as_tensor(advantages, dtype=torch.float32, device=args.device)
-    returns = torch.as_tensor(returns, dtype=torch.float32, device=args.device)
+    advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
     advice = f"try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
@@ -380,7 +379,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # keep args' lr and eps
+    if saved:  # moments, not lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
@@ -402,9 +401,11 @@ def train(args):
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
-            fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1
-            for group in optimizer.param_groups if args.anneal_lr else []:  # float() for torch.load
-                group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
+            fraction = 1
+            if args.anneal_lr:
+                fraction = 1 - global_step / args.total_timesteps
+                for group in optimizer.param_groups:  # float() for torch.load
+                    group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
@@ -413,7 +414,7 @@ def train(args):
             batch_size = args.num_steps * args.num_envs * world_size
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # shifts values (PopArt would not)
+                agent.update_return_stats(returns, weight)  # first: value_loss divides by it
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -430,8 +431,7 @@ def train(args):
             if rank > 0:
                 continue
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
-            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            metrics["charts/SPS"] = sps
+            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
             if episodes:
                 metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
                 metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
@@ -449,7 +449,7 @@ def train(args):
             print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            save_checkpoint(path, args, global_step, agent, optimizer)  # SIGKILL skips finally
+            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluating takes long
             if args.eval_episodes:
                 envs.close()  # some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
@@ -462,7 +462,7 @@ def train(args):
         with suppress(Exception):  # workers may be dead
             is_async = isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
             envs.close(**{"timeout": 1} if is_async else {})
-        envs.unwrapped.closed = True  # or __del__ prints a traceback
+        envs.closed = True  # or __del__ prints a traceback
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # else gloo may abort
@@ -487,7 +487,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # its flags as defaults
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags override
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -500,7 +500,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # The user's mistake: no traceback
+        # No traceback if check raised it
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
             raise

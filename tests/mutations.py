@@ -81,6 +81,19 @@ FAULTS = [  # script, text, text with the fault, test
         "square = (1 - weight) * self.obs_rms.double()",
         "test_agent.py::test_statistics_equal",
     ),
+    (D, ".clamp(-limit, limit)", "", "test_agent.py::test_outliers_do_not"),
+    (
+        D,
+        "10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)",
+        "10 * self.obs_rms",
+        "test_agent.py::test_a_new",
+    ),
+    (
+        D,
+        "torch.maximum(self.obs_rms, obs.abs().median(0).values)",
+        "obs.abs().median(0).values",
+        "test_agent.py::test_a_feature_that",
+    ),
     (D, "torch.where(square > 0, square.sqrt(), 1)", "square.sqrt()", "test_agent.py::test_statistics_of_extreme"),
     (
         D,
@@ -157,7 +170,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (D, "maxlen=20", "maxlen=10", "test_runs.py::test_curves_show_episodes_and_rates_over_environment_steps"),
     (D, "bool(terminated)", "terminated", "test_rollout.py::test_ends_and_rewards_of_any_type"),
-    (D, "np.asarray(r, float).item()", "reward", "test_rollout.py::test_ends_and_rewards_of_any_type"),
+    (D, "np.float64(r).item()", "reward", "test_rollout.py::test_ends_and_rewards_of_any_type"),
     (
         D,
         "logprobs.shape == values.shape",
@@ -177,7 +190,7 @@ FAULTS = [  # script, text, text with the fault, test
         "            batch_size = 8",
         "test_runs.py::test_a_length_of_rollouts",
     ),
-    (D, " if args.anneal_lr else []", "", "test_runs.py::test_a_rate_set_by_an_edited_update"),
+    (D, "if args.anneal_lr:", "if True:", "test_runs.py::test_a_rate_set_by_an_edited_update"),
     (D, "float(fraction)", "fraction", "test_checkpoints.py::test_a_schedule_by_numpy_makes_a_checkpoint_that_loads"),
     (
         D,
@@ -193,7 +206,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        "            envs.close(**timeout)",
+        """            envs.close(**{"timeout": 1} if is_async else {})""",
         "            pass",
         "test_other_people.py::test_an_error_closes_the_environment",
     ),
@@ -244,8 +257,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "check(is_zipfile(checkpoint)", "check(Path(checkpoint).is_file()", "test_checkpoints.py::test_what_is_no"),
     (
         C,
-        "box_high - box_low < 1e30",
-        "np.isfinite(box_high) & np.isfinite(box_low)",
+        "high - low < 1e30",
+        "np.isfinite(high) & np.isfinite(low)",
         "test_spaces.py::test_actions_are",
     ),
     (C, "np.float64([space.low, space.high])", "np.array([space.low, space.high])", "test_spaces.py::test_actions_are"),
@@ -265,7 +278,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "np.mean(abs(outputs.max(-1)))", "np.median(abs(outputs.max(-1)))", "test_rollout.py::test_numpy_and_torch"),
     (
         D,
-        "        save_checkpoint(path, args, global_step, agent, optimizer)  # SIGKILL skips finally\n",
+        "        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluating takes long\n",
         "",
         "test_checkpoints.py::test_a_run_is_saved_before_its_evaluation_which_may_crash",
     ),
@@ -277,14 +290,14 @@ FAULTS = [  # script, text, text with the fault, test
         "steps.append((obs, outputs, np.clip(action, -1, 1),",
         "test_rollout.py::test_rows_are_the_transitions_of_the_environment",
     ),
-    (C, "(high + low) / 2 + (high", "(high", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
+    (C, "middle + half *", "half *", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
     (
         C,
-        "np.where(bounded, box_low, np.clip",
-        "np.where(True, box_low, np.clip",
+        "np.where(bounded, low + half, np.clip",
+        "np.where(True, low + half, np.clip",
         "test_spaces.py::test_actions_are_scaled",
     ),
-    (C, "np.clip(0, box_low, box_high) - 1", "-1", "test_spaces.py::test_actions_are_scaled"),
+    (C, "np.clip(0, low, high))", "0)", "test_spaces.py::test_actions_are_scaled"),
     (
         C,
         "policy.log_prob(actions).sum(-1)",
@@ -336,7 +349,7 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "ended.all() and ", "", "test_vector.py::test_short_episodes_alone"),
     (V, '{"num_envs"} <= ', "", "test_checkpoints.py::test_a_checkpoint_of_another_script"),
     (V, 'hasattr(os, "fork")', "False", "test_vector.py::test_a_signal_in_a_long_step"),
-    (V, "        envs.unwrapped.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),
+    (V, "        envs.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),
     (
         V,
         '{"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]',

@@ -520,6 +520,13 @@ class Scales(gym.Env):
         return self.observe(), reward, False, False, {}
 
 
+class Missing(Scales):
+    """Scales with -9999 in place of one number in 100."""
+
+    def observe(self):
+        return np.where(self.np_random.random(6) < 0.01, np.float32(-9999), super().observe())
+
+
 class PythonRandom(Recorder):
     """A Recorder with rewards from Python's own generator."""
 
@@ -643,4 +650,5 @@ for family in ("Discrete", "Box"):
             register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)
 for exponent in (4, 6):
     gym.register(f"Scales{exponent}-v0", Scales, kwargs={"scale": 10.0**exponent}, max_episode_steps=100)
+gym.register("Missing-v0", Missing, kwargs={"scale": 1}, max_episode_steps=100)
 gym.register("Tiny-v0", Scales, kwargs={"scale": 1, "unit": 1e-4}, max_episode_steps=100)

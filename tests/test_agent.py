@@ -101,6 +101,33 @@ def test_statistics_equal_numpy_over_all_rollouts(script, action_space, offset):
 
 
 @once_per_script
+@pytest.mark.parametrize("unit", [1, 1e6])
+def test_outliers_do_not_set_the_scale_of_observations(script, action_space, unit):
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        obs = unit * rng.normal(size=(1000, 3))
+        obs[rng.random(obs.shape) < 0.01] = -9999 * unit
+        agent.update_obs_stats(torch.as_tensor(obs, dtype=torch.float32), 1 / (i + 1))
+    assert (agent.obs_rms > 0.9 * unit).all() and (agent.obs_rms < 3 * unit).all()
+
+
+@once_per_script
+def test_a_new_scale_of_most_observations_is_no_outlier(script, action_space):
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    for scale in (1, 1000):
+        agent.update_obs_stats(torch.full((10, 3), float(scale)), 0.5)
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt((1 + 1000**2) / 2), rtol=1e-5)
+
+
+@once_per_script
+def test_a_feature_that_is_mostly_zero_is_scaled(script, action_space):
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    agent.update_obs_stats(torch.eye(10)[:, :3] * 5, 1)
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt(5**2 / 10), rtol=1e-5)
+
+
+@once_per_script
 @pytest.mark.parametrize("scale", [1e-12, 1e20])
 def test_statistics_of_extreme_observations_are_finite(script, action_space, scale):
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())

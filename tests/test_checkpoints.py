@@ -66,7 +66,7 @@ def test_a_finished_run_is_refused_before_an_environment_is_made(checkpoint, mai
 @once_per_script
 def test_a_schedule_by_numpy_makes_a_checkpoint_that_loads(script, tiny):
     """torch refuses to load NumPy's numbers."""
-    linear = "fraction = 1 - global_step / args.total_timesteps if args.anneal_lr else 1"
+    linear = "fraction = 1 - global_step / args.total_timesteps"
     source = Path(script.__file__).read_text()
     assert source.count(linear) == 1
     edited = {"__name__": "edited", "__file__": script.__file__}

@@ -81,8 +81,9 @@ def test_observations_of_very_different_sizes_are_learned(mean_return, exponent,
 
 
 @discrete_cases
-def test_tiny_observations_are_learned_by_default(script, mean_return):
-    assert mean_return("Tiny", script.Args().norm_obs) > 90
+@pytest.mark.parametrize("name", ["Tiny", "Missing"])
+def test_tiny_and_missing_numbers_are_learned_by_default(script, mean_return, name):
+    assert mean_return(name, script.Args().norm_obs) > 90
     assert mean_return("Tiny", False) < 75
 
 
