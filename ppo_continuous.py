@@ -73,7 +73,7 @@ class Args:
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of them (pip install moviepy)
     checkpoint_interval: int = 50  # rollouts between checkpoints
-    log_dir: str = "runs"  # parent of the run folders
+    log_dir: str = "runs"  # holds the run folders
 
     def __post_init__(self):
         names = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
@@ -214,7 +214,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # One batch is 100 times as fast as a loop
+    # A batch is 100 times as fast
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -407,7 +407,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags override
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -420,8 +420,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback if check raised it
+        # No traceback from these functions
         place = traceback.extract_tb(error.__traceback__)[-1]
-        if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
+        if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise
         sys.exit(f"error: {error}")

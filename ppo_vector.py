@@ -78,7 +78,7 @@ class Args:
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of them (pip install moviepy)
     checkpoint_interval: int = 50  # rollouts between checkpoints
-    log_dir: str = "runs"  # parent of the run folders
+    log_dir: str = "runs"  # holds the run folders
 
     def __post_init__(self):
         names = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
@@ -263,7 +263,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # One batch is 100 times as fast as a loop
+    # A batch is 100 times as fast
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -487,7 +487,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags override
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -500,8 +500,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback if check raised it
+        # No traceback from these functions
         place = traceback.extract_tb(error.__traceback__)[-1]
-        if (place.filename, place.name) != (__file__, "check") and place.name != "load_state_dict":
+        if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise
         sys.exit(f"error: {error}")

@@ -156,6 +156,8 @@ REFUSED = {
     "--capture-video --env-id probe_envs:NoPicture{family}-v0": "--capture-video needs",
     "--capture-video --env-id probe_envs:NonePicture{family}-v0": "--capture-video needs",
 }
+if not torch.cuda.is_available():
+    REFUSED["--device cuda"] = "error: "
 
 
 @once_per_script
