@@ -32,7 +32,8 @@ MEAN_AND_STD = (
     ("torch.asinh(obs / self", "torch.asinh((obs - self.obs_mean) / self"),
     ("np.arcsinh(obs / p", 'np.arcsinh((obs - p["obs_mean"]) / p'),
     (
-        "        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.double() ** 2).mean(0)\n"
+        "        square = (1 - weight) * self.obs_rms.double() ** 2"
+        " + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)\n"
         "        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))\n",
         "        delta = obs.mean(0) - self.obs_mean\n"
         "        variance = (1 - weight) * (self.obs_rms**2 + weight * delta**2) + weight * obs.var(0, correction=0)\n"
@@ -55,6 +56,7 @@ CHANGES = {  # variant: (flags, patch)
     "constant learning rate": ("--no-anneal-lr", ()),
     "a KL stop of 0.02": ("--target-kl 0.02", ()),
     "observations not normalized": ("--no-norm-obs", ()),
+    "outliers count fully": ("", ((".clamp(-limit, limit)", ""),)),
     "mean and standard deviation": ("", MEAN_AND_STD),
     "no limit of the noise": ("", NO_LIMIT),
     "two networks": ("", TWO_NETWORKS),
