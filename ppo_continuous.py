@@ -130,7 +130,7 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # or outliers set it
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # outliers count less
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
@@ -214,7 +214,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # A batch is 100 times as fast
+    # One batch is 100 times as fast as the loop
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -269,7 +269,6 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             check((loss + grad_norm).isfinite(), f"NaN or Inf in the loss: {advice}", FloatingPointError)
             optimizer.step()
-            # Metrics
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
             metrics["entropy"].append(entropies.mean().item())
