@@ -7,7 +7,7 @@
     python ppo_continuous.py --env-id Pendulum-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, value targets and advantages are normalized; asinh compresses outliers.
+observations, values and advantages are normalized; asinh compresses outliers.
 """
 
 import json
@@ -87,7 +87,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise an error that main shows in one line."""
+    """Raise an error, shown in one line."""
     if not passed:
         raise error(message)
 
@@ -130,8 +130,9 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # outliers count less
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
+        square = (obs.clamp(-limit, limit).double() ** 2).mean(0)
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -140,7 +141,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # For another distribution edit all three: the last takes tensors, the others NumPy
+    # The distribution: edit all three together (the last takes tensors, the others NumPy)
     def sample(self, outputs, rng):
         return rng.normal(outputs, self.log_std.detach().exp().cpu().numpy())
 
@@ -160,9 +161,9 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id in a package or module: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (from a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # try before training
+        env.reset()  # fail early
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
@@ -171,7 +172,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening casts a Box
+        if not isinstance(env.observation_space, Box):  # flattening casts a Box's values
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -214,7 +215,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # One batch is 100 times as fast as the loop
+    # By forward, as in ppo_update, in one batch (100 times as fast)
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -234,10 +235,9 @@ def collect_rollout(env, agent, obs, args, rng=None):
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    advantages = rewards + gamma * (1 - terminated) * next_values - values  # deltas
     decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # cut at episode ends
-    advantages = deltas.copy()
-    for t in reversed(range(len(deltas) - 1)):
+    for t in reversed(range(len(rewards) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
     return advantages, advantages + values
 
@@ -285,7 +285,7 @@ def evaluate(agent, env, args):
     """Play greedy episodes in a new env. Returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # at most 1e6 steps
+    for _ in range(0, 10**6, args.num_steps):  # rollouts
         _, _, obs, episodes = collect_rollout(env, agent, obs, args)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -318,7 +318,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # moments, not lr and eps
+    if saved:  # without Adam's lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
@@ -328,7 +328,7 @@ def train(args):
     path = Path(args.resume or f"{args.log_dir}/{name}/checkpoint.pt")
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
-    flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
+    flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams would add a folder
     global_step = start_step
@@ -340,14 +340,14 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float() for torch.load
+                for group in optimizer.param_groups:  # float(): torch.load bars NumPy
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # first: value_loss divides by it
+                agent.update_return_stats(returns, weight)  # first: the loss divides by it
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -394,7 +394,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # finish saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -406,7 +406,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -419,7 +419,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from these functions
+        # One line if these raised it, else a traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

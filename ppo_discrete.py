@@ -7,7 +7,7 @@
     python ppo_discrete.py --env-id CartPole-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, value targets and advantages are normalized; asinh compresses outliers.
+observations, values and advantages are normalized; asinh compresses outliers.
 """
 
 import json
@@ -86,7 +86,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise an error that main shows in one line."""
+    """Raise an error, shown in one line."""
     if not passed:
         raise error(message)
 
@@ -128,8 +128,9 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # outliers count less
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
+        square = (obs.clamp(-limit, limit).double() ** 2).mean(0)
+        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
 
     def update_return_stats(self, returns, weight):
@@ -138,7 +139,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # For another distribution edit all three: the last takes tensors, the others NumPy
+    # The distribution: edit all three together (the last takes tensors, the others NumPy)
     def sample(self, outputs, rng):
         return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
 
@@ -146,7 +147,7 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # mask by -inf: 0 * -inf = NaN
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask may give -inf: 0 * -inf = NaN
         logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
         return logprobs, -(logp.exp() * logp).sum(-1)
 
@@ -159,9 +160,9 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id in a package or module: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (from a package: ale_py:ALE/Pong-v5)")
     if args.capture_video:
-        env.reset()  # try before training
+        env.reset()  # fail early
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
@@ -170,15 +171,15 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening casts a Box
+        if not isinstance(env.observation_space, Box):  # flattening casts a Box's values
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    # Action a is row a of the table of all combinations. A MultiBinary bit has 2 choices
-    choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)
+    # One softmax over all combinations: [2, 3] gives rows (0, 0) to (1, 2)
+    choices = space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2)  # a bit has 2
     sizes = np.full(space.shape, choices)
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combinations of actions")
     table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
@@ -210,7 +211,7 @@ def collect_rollout(env, agent, obs, args, rng=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # One batch is 100 times as fast as the loop
+    # By forward, as in ppo_update, in one batch (100 times as fast)
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -230,10 +231,9 @@ def collect_rollout(env, agent, obs, args, rng=None):
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    advantages = rewards + gamma * (1 - terminated) * next_values - values  # deltas
     decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # cut at episode ends
-    advantages = deltas.copy()
-    for t in reversed(range(len(deltas) - 1)):
+    for t in reversed(range(len(rewards) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
     return advantages, advantages + values
 
@@ -281,7 +281,7 @@ def evaluate(agent, env, args):
     """Play greedy episodes in a new env. Returns their mean return."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # at most 1e6 steps
+    for _ in range(0, 10**6, args.num_steps):  # rollouts
         _, _, obs, episodes = collect_rollout(env, agent, obs, args)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -314,7 +314,7 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # moments, not lr and eps
+    if saved:  # without Adam's lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
@@ -324,7 +324,7 @@ def train(args):
     path = Path(args.resume or f"{args.log_dir}/{name}/checkpoint.pt")
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1)
-    flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
+    flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams would add a folder
     global_step = start_step
@@ -336,14 +336,14 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float() for torch.load
+                for group in optimizer.param_groups:  # float(): torch.load bars NumPy
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             weight = args.num_steps / (global_step + args.num_steps)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # first: value_loss divides by it
+                agent.update_return_stats(returns, weight)  # first: the loss divides by it
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:
                 agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
@@ -388,7 +388,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # finish saving
         sys.exit(128 + number)
 
     signal.signal(signal.SIGINT, stop)
@@ -400,7 +400,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -413,7 +413,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from these functions
+        # One line if these raised it, else a traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

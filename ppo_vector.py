@@ -92,7 +92,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise an error that main shows in one line."""
+    """Raise an error, shown in one line."""
     if not passed:
         raise error(message)
 
@@ -145,7 +145,7 @@ class ActorCritic(nn.Module):
 
     # Pool statistics (Chan et al. 1979); weight: the rollout's share of all steps
     def update_obs_stats(self, obs, weight):
-        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # outliers count less
+        limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
         square = average((obs.clamp(-limit, limit).double() ** 2).mean(0))
         square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
         self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
@@ -157,7 +157,7 @@ class ActorCritic(nn.Module):
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
-    # For another distribution edit all three: the last takes tensors, the others NumPy
+    # The distribution: edit all three together (the last takes tensors, the others NumPy)
     def sample(self, outputs, rng):
         if self.discrete:
             return (outputs + rng.gumbel(size=outputs.shape)).argmax(-1)  # Gumbel-max trick
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # mask by -inf: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask may give -inf: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -200,10 +200,10 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (an id in a package or module: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (from a package: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
-        envs.reset()  # try before training
+        envs.reset()  # fail early
         works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
@@ -212,7 +212,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening casts a Box
+        if not isinstance(envs.single_observation_space, Box):  # flattening casts a Box's values
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -263,7 +263,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # One batch is 100 times as fast as the loop
+    # By forward, as in ppo_update, in one batch (100 times as fast)
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype), device=args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -284,10 +284,9 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
 
 def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages and returns, shaped like rewards (T, ...) (Schulman et al. 2016, equation 16)."""
-    deltas = rewards + gamma * (1 - terminated) * next_values - values
+    advantages = rewards + gamma * (1 - terminated) * next_values - values  # deltas
     decay = gamma * gae_lambda * (1 - terminated) * (1 - truncated)  # cut at episode ends
-    advantages = deltas.copy()
-    for t in reversed(range(len(deltas) - 1)):
+    for t in reversed(range(len(rewards) - 1)):
         advantages[t] += decay[t] * advantages[t + 1]
     return advantages, advantages + values
 
@@ -339,7 +338,7 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    for _ in range(0, 10**6, args.num_steps):  # at most 1e6 steps
+    for _ in range(0, 10**6, args.num_steps):  # rollouts
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -378,7 +377,7 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # moments, not lr and eps
+    if saved:  # without Adam's lr and eps
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
@@ -390,7 +389,7 @@ def train(args):
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(path.parent, purge_step=start_step + 1)
-        flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in asdict(args).items()}
+        flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams would add a folder
     global_step = start_step
@@ -403,7 +402,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float() for torch.load
+                for group in optimizer.param_groups:  # float(): torch.load bars NumPy
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -413,7 +412,7 @@ def train(args):
             batch_size = args.num_steps * args.num_envs * world_size
             weight = batch_size / (global_step + batch_size)
             if args.norm_value:
-                agent.update_return_stats(returns, weight)  # first: value_loss divides by it
+                agent.update_return_stats(returns, weight)  # first: the loss divides by it
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
@@ -472,7 +471,7 @@ if __name__ == "__main__":
 
     def stop(number, _):
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the saving
+            signal.signal(each, signal.SIG_IGN)  # finish saving
         sys.exit(128 + number)
 
     if hasattr(os, "fork"):  # workers end at once
@@ -486,7 +485,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -499,7 +498,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from these functions
+        # One line if these raised it, else a traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise
