@@ -206,7 +206,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        """            envs.close(**{"timeout": 1} if is_async else {})""",
+        """            envs.close(**{"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {})""",
         "            pass",
         "test_other_people.py::test_an_error_closes_the_environment",
     ),
@@ -230,8 +230,17 @@ FAULTS = [  # script, text, text with the fault, test
         "test_agent.py::test_fresh_agent_is_close_to_uniform",
     ),
     (D, "self.return_std.item()", "self.return_std", "test_other_people.py::test_rewards_of_any_size"),
-    (D, 'film | asdict(args)["env_kwargs"]', "film", "test_other_people.py::test_arguments_of_the_environment"),
-    (D, 'asdict(args)["env_kwargs"]', "args.env_kwargs", "test_other_people.py::test_an_environment_may"),
+    (D, "film | deepcopy(args.env_kwargs)", "film", "test_other_people.py::test_arguments_of_the_environment"),
+    (D, "deepcopy(args.env_kwargs)", "args.env_kwargs", "test_other_people.py::test_an_environment_may"),
+    (D, ", flush_secs=1", "", "test_ends.py::test_a_lost_notice"),
+    (D, "1e-5 + 1e-3", "1e-3", "test_rollout.py::test_rounding_is_no_difference"),
+    (D, "replace(args, num_steps=64, num_minibatches=1)", "args", "test_other_people.py::test_an_evaluation_plays_few"),
+    (
+        D,
+        'Path(args.log_dir, name, "checkpoint.pt")',
+        'f"{args.log_dir}/{name}/checkpoint.pt"',
+        "test_other_people.py::test_an_empty_log_dir",
+    ),
     (D, "            random.seed(args.seed)\n", "", "test_runs.py::test_an_evaluation_repeats"),
     (V, "check(kwargs.items() >=", "check(True or", "test_other_people.py::test_an_environment_may"),
     (D, "if not isinstance(env.observation_space, Box):", "if True:", "test_spaces.py::test_a_wrapper_may_scale_bytes"),
@@ -343,7 +352,7 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "wrappers[:-1]", "[]", "test_vector.py::test_wrappers_of_one_environment"),
     (
         V,
-        " if is_async else {}",
+        ' if hasattr(envs.unwrapped, "step_async") else {}',
         "",
         "test_vector.py::test_a_native_environment_whose_close",
     ),
@@ -353,8 +362,8 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "        envs.closed = True", "        pass", "test_vector.py::test_a_signal_in_a_long_step"),
     (
         V,
-        '{"vectorization_mode": args.vectorization_mode} | film | asdict(args)["env_kwargs"]',
-        'film | asdict(args)["env_kwargs"] | {"vectorization_mode": args.vectorization_mode}',
+        '{"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)',
+        'film | deepcopy(args.env_kwargs) | {"vectorization_mode": args.vectorization_mode}',
         "test_vector.py::test_a_vectorization_mode_in_env_kwargs",
     ),
     (

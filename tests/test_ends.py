@@ -2,6 +2,8 @@
 
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,25 @@ def interrupted(*args, function={place}, calls=[]):
     assert result.stdout.splitlines()[-1] == f"checkpoint: {folder.relative_to(tmp_path) / 'checkpoint.pt'}"
     assert torch.load(folder / "checkpoint.pt")["step"] > 0
     assert not (folder / "checkpoint.pt.tmp").exists()
+
+
+@once_per_script
+def test_a_lost_notice_does_not_delay_the_end(script, tiny, monkeypatch):
+    """A signal within queue.put can leave a waiter that is gone: the thread of the writer sleeps to its next flush."""
+
+    class Interrupted(script.SummaryWriter):
+        def close(self):
+            queue = self.file_writer.event_writer._async_writer._byte_queue
+            gone = threading.Lock()
+            gone.acquire()
+            with queue.not_empty:
+                queue.not_empty._waiters.appendleft(gone)
+            super().close()
+
+    monkeypatch.setattr(script, "SummaryWriter", Interrupted)
+    start = time.monotonic()
+    script.train(tiny())
+    assert time.monotonic() < start + 60
 
 
 @once_per_script

@@ -4,8 +4,10 @@ import re
 import runpy
 import shutil
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import probe_envs
 import pytest
@@ -314,6 +316,50 @@ def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
     np.testing.assert_array_equal(*rewards)
 
 
+def test_an_evaluation_plays_few_episodes_too_many(script, probe, tiny, record):
+    """Whatever the length of a rollout: a step of some environments takes a second."""
+    args = tiny(
+        env_id=probe("Argument"), env_kwargs={"length": 20}, eval_episodes=3, num_steps=1024, num_minibatches=99
+    )
+    env = script.make_envs(args, 1) if hasattr(script, "make_envs") else script.make_env(args)
+    agent = script.ActorCritic(
+        getattr(env, "single_observation_space", env.observation_space),
+        getattr(env, "single_action_space", env.action_space),
+        args,
+    )
+    rollouts = record("collect_rollout")
+    script.evaluate(agent, env, args)
+    assert 3 <= sum(len(episodes) for *_, episodes in rollouts) <= 6
+
+
+def test_an_empty_log_dir_is_this_folder(script, tiny):
+    """As of a variable of the shell that is not set."""
+    script.train(tiny(log_dir=""))
+    (path,) = Path().glob("*/checkpoint.pt")
+    assert "__1__" in path.parent.name
+
+
+@dataclass
+class Config:
+    """For an environment."""
+
+    length: int
+
+
+def test_arguments_keep_their_types(script, action_space, tiny):
+    seen = []
+
+    def make(config, render_mode=None):
+        seen.append(config)
+        return probe_envs.Chain(action_space, [1.0] * config.length)
+
+    gym.register("Configured-v0", make)
+    script.train(tiny(env_id="Configured-v0", env_kwargs={"config": Config(3)}))
+    assert Config(3) in seen
+    assert all(config == Config(3) for config in seen)
+    del gym.registry["Configured-v0"]
+
+
 def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, capsys, probe):
     """After a million steps."""
     calls = []
@@ -323,11 +369,11 @@ def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, cap
         return (None, None, obs, *rest[:-1], [])
 
     monkeypatch.setattr(script, "collect_rollout", endless)
-    args = tiny(eval_episodes=3, num_steps=250_000)
+    args = tiny(eval_episodes=3)
     env = script.make_envs(args, 1) if hasattr(script, "make_envs") else script.make_env(args)
     with pytest.warns(RuntimeWarning):
         assert np.isnan(script.evaluate(None, env, args))
-    assert len(calls) == 4
+    assert sum(args.num_steps for *_, args in calls) == 1_000_000
     assert "over 0 episodes" in capsys.readouterr().out
 
 

@@ -138,7 +138,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ),
         ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
-        ("    if saved:  # without", weights + "    if saved:  # moments"),
+        ("    if saved:  # without", weights + "    if saved:  # without"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
     ):
         assert script.count(old) == 1, old
