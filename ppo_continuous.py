@@ -74,7 +74,7 @@ class Args:
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of them (pip install moviepy)
     checkpoint_interval: int = 50  # rollouts between checkpoints
-    log_dir: str = "runs"  # holds the run folders
+    log_dir: str = "runs"  # for run folders
 
     def __post_init__(self):
         names = ("total_timesteps", "num_minibatches", "update_epochs", "hidden_size")
@@ -162,7 +162,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (registered in a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
     if args.capture_video:
         env.reset()  # fail early
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
     # Wrappers that end episodes go here
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
-    # Others go here; --norm-obs, not NormalizeObservation (not saved)
+    # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(env.observation_space, Box):  # flattening casts a Box's values
             env = gym.wrappers.FlattenObservation(env)

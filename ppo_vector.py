@@ -79,7 +79,7 @@ class Args:
     eval_episodes: int = 20  # greedy episodes at the end
     capture_video: bool = False  # film some of them (pip install moviepy)
     checkpoint_interval: int = 50  # rollouts between checkpoints
-    log_dir: str = "runs"  # holds the run folders
+    log_dir: str = "runs"  # for run folders
 
     def __post_init__(self):
         names = ("total_timesteps", "num_envs", "num_minibatches", "update_epochs", "hidden_size")
@@ -201,7 +201,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (registered in a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:
         envs.reset()  # fail early
@@ -211,7 +211,7 @@ def make_envs(args, num_envs, video_folder=None):
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
-    # Vector wrappers go here; --norm-obs, not NormalizeObservation (not saved)
+    # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(envs.single_observation_space, Box):  # flattening casts a Box's values
             envs = vector.FlattenObservation(envs)
