@@ -19,7 +19,7 @@ import traceback
 from collections import defaultdict, deque
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,7 +37,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """After a semicolon: the range worth trying."""
+    """Flags; after a semicolon, values to try."""
 
     # The run
     env_id: str = "Pendulum-v1"  # Gymnasium id, or module:EnvId for your own
@@ -45,7 +45,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
-    target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
+    target_return: float = float("inf")  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
@@ -62,9 +62,9 @@ class Args:
     norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
-    clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
+    clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
-    vf_coef: float = 1.0  # weight of the value loss; 0.5 to 2
+    vf_coef: float = 1.0  # weight of value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of both hidden layers
@@ -88,7 +88,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise an error, shown in one line."""
+    """Raise error(message) unless passed."""
     if not passed:
         raise error(message)
 
@@ -111,13 +111,14 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, *action_space.shape), gain=0.01)
         self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
+        self.obs_count = nn.Buffer(torch.zeros(obs_space.shape))
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear to 10, then log
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -129,14 +130,14 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the rollout's share of steps
-    def update_obs_stats(self, obs, weight):
+    def update_obs_stats(self, obs):  # few zeros count: rare one-hots stay small
         limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
-        square = (obs.clamp(-limit, limit).double() ** 2).mean(0)
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
-        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
+        squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
+        squares += self.obs_rms.double() ** 2 * self.obs_count
+        self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
+        self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
 
-    def update_return_stats(self, returns, weight):
+    def update_return_stats(self, returns, weight):  # weight: share of all steps; Chan et al. 1979
         delta = returns.mean() - self.return_mean.item()
         variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * returns.var()
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
@@ -163,8 +164,8 @@ def make_env(args, video_folder=None):
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
-    if args.capture_video:
-        env.reset()  # fail early
+    if args.capture_video:  # fail early
+        env.reset()
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
@@ -193,13 +194,13 @@ def make_env(args, video_folder=None):
 
 
 @torch.no_grad()
-def collect_rollout(env, agent, obs, args, rng=None):
+def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     """Play from obs, greedy without rng. Returns rollout, transitions, obs, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     steps = []
     episodes = []
-    for _ in range(args.num_steps):
+    for _ in range(num_steps or args.num_steps):
         obs = np.array(obs, np.float32)  # a copy: env may reuse it
         if args.numpy_actor:
             outputs = agent.numpy_actor(obs, p)  # fails? --no-numpy-actor
@@ -210,12 +211,12 @@ def collect_rollout(env, agent, obs, args, rng=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env
+            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # By forward, as in ppo_update; in one batch for speed
+    # By forward, so that ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -260,7 +261,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             ratio = logratio.exp()
             clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
-            # Value loss, in standard deviations of the return
+            # Value loss, in units of return_std
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
             loss = policy_loss + args.vf_coef * value_loss - fraction * args.ent_coef * entropies.mean()
@@ -282,11 +283,11 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Play greedy episodes in a new env. Returns their mean."""
+    """Play greedy episodes. Returns their mean."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(0, 10**6, 64):  # at most 1e6 steps
-        _, _, obs, episodes = collect_rollout(env, agent, obs, replace(args, num_steps=64, num_minibatches=1))
+        _, _, obs, episodes = collect_rollout(env, agent, obs, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
             break
@@ -318,16 +319,16 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # without Adam's lr and eps
+    if saved:  # of Adam only its moments
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded by seed, env would repeat rng
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # or close may wait
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams adds a folder
@@ -340,19 +341,18 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): torch.load bars NumPy
+                for group in optimizer.param_groups:  # float(): a NumPy lr would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            weight = args.num_steps / (global_step + args.num_steps)
-            if args.norm_value:
-                agent.update_return_stats(returns, weight)  # first: the loss divides by it
+            if args.norm_value:  # before: the loss divides by it
+                agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
+            if args.norm_obs:  # after: the ratio must start at 1
+                agent.update_obs_stats(rollout["obs"])
             global_step += args.num_steps
 
             # Log to TensorBoard and terminal
@@ -366,7 +366,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # or its thread slows the next rollout
+            writer.flush()  # not during the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -377,7 +377,7 @@ def train(args):
         print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluating takes long
+        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
         if args.eval_episodes:
             env.close()  # some envs allow only one
             env = make_env(args, path.parent / "videos")
@@ -406,7 +406,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: given flags win
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -419,7 +419,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line if these raised it, else a traceback
+        # One line for a user's mistake, else a traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

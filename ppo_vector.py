@@ -20,7 +20,7 @@ import traceback
 from collections import defaultdict, deque
 from contextlib import closing, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,7 +40,7 @@ from torch.utils.tensorboard.summary import hparams
 
 @dataclass
 class Args:
-    """After a semicolon: the range worth trying."""
+    """Flags; after a semicolon, values to try."""
 
     # The run
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:EnvId for your own
@@ -48,7 +48,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
-    target_return: float = float("inf")  # stop when the last 20 episodes reach this mean
+    target_return: float = float("inf")  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
@@ -67,9 +67,9 @@ class Args:
     norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
-    clip_coef: float = 0.2  # clip range of the probability ratio; 0.1 to 0.3
+    clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
-    vf_coef: float = 2.0  # weight of the value loss; 0.5 to 2
+    vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # longer gradients are scaled to this
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 64  # width of both hidden layers
@@ -93,7 +93,7 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise an error, shown in one line."""
+    """Raise error(message) unless passed."""
     if not passed:
         raise error(message)
 
@@ -126,13 +126,14 @@ class ActorCritic(nn.Module):
         if not self.discrete:
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
-        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square, if norm_obs
+        self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
+        self.obs_count = nn.Buffer(torch.zeros(obs_space.shape))
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear, log beyond 10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear to 10, then log
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -144,14 +145,14 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    # Pool statistics (Chan et al. 1979); weight: the rollout's share of steps
-    def update_obs_stats(self, obs, weight):
+    def update_obs_stats(self, obs):  # few zeros count: rare one-hots stay small
         limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
-        square = average((obs.clamp(-limit, limit).double() ** 2).mean(0))
-        square = (1 - weight) * self.obs_rms.double() ** 2 + weight * square
-        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))
+        squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
+        squares += self.obs_rms.double() ** 2 * self.obs_count
+        self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
+        self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
 
-    def update_return_stats(self, returns, weight):
+    def update_return_stats(self, returns, weight):  # weight: share of all steps; Chan et al. 1979
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
         variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * (square - delta**2)
@@ -169,7 +170,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # a mask may give -inf: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -177,7 +178,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and no info: gathering infos costs time and may fail."""
+    """A plain reward and no info: gathering it costs time and may fail."""
 
     def reset(self, **kwargs):
         obs, _ = self.env.reset(**kwargs)
@@ -192,7 +193,7 @@ def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
-    wrappers = [DropInfo]  # put yours before it (sync/async)
+    wrappers = [DropInfo]  # yours before it (sync/async)
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
@@ -203,8 +204,8 @@ def make_envs(args, num_envs, video_folder=None):
             raise
         check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
     check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
-    if args.capture_video:
-        envs.reset()  # fail early
+    if args.capture_video:  # fail early
+        envs.reset()
         works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
@@ -237,15 +238,16 @@ def make_envs(args, num_envs, video_folder=None):
 
 
 @torch.no_grad()
-def collect_rollout(envs, agent, obs, done, args, rng=None):
+def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     """Play from obs, greedy without rng. Returns rollout, transitions, obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
-    all_obs = np.empty((args.num_steps + 1, *obs.shape), dtype)
+    num_steps = num_steps or args.num_steps
+    all_obs = np.empty((num_steps + 1, *obs.shape), dtype)
     steps = []
     episodes = []
-    for t in range(args.num_steps):
+    for t in range(num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
             outputs = agent.numpy_actor(all_obs[t], p)  # fails? --no-numpy-actor
@@ -254,7 +256,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated, truncated = np.array([terminated, truncated], bool)
-        # ~done is valid: a step after an episode is only a reset
+        # ~done is valid: steps after an end only reset
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
@@ -264,7 +266,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # By forward, as in ppo_update; in one batch for speed
+    # By forward, so that ratios start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -310,7 +312,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             ratio = logratio.exp()
             clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
-            # Value loss, in standard deviations of the return
+            # Value loss, in units of return_std
             value_loss = 0.5 * ((values - returns[rows]) / agent.return_std).square().mean()
             # Gradient step
             loss = policy_loss + args.vf_coef * value_loss - fraction * args.ent_coef * entropies.mean()
@@ -325,7 +327,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
-        if dist.is_initialized():  # not each gradient: an exchange takes a millisecond
+        if dist.is_initialized():  # cheaper than averaging gradients
             parameters = average(nn.utils.parameters_to_vector(agent.parameters()).detach())
             nn.utils.vector_to_parameters(parameters, agent.parameters())
         epoch_kl = torch.tensor(metrics["approx_kl"][-args.num_minibatches :]).mean()
@@ -335,13 +337,12 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, envs, args):
-    """Play greedy episodes in new envs of one environment. Returns their mean."""
+    """Play greedy episodes in one environment. Returns their mean."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
-    args = replace(args, num_steps=64, num_minibatches=1)
     returns = []
     for _ in range(0, 10**6, 64):  # at most 1e6 steps
-        _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args)
+        _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
             break
@@ -379,10 +380,10 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # without Adam's lr and eps
+    if saved:  # of Adam only its moments
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env's rng would equal ours
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seeded by seed, env would repeat rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -390,21 +391,21 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # or close may wait
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams adds a folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
-    ended = np.zeros_like(done)  # short episodes end first
+    ended = np.zeros_like(done)  # short ones end first
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): torch.load bars NumPy
+                for group in optimizer.param_groups:  # float(): a NumPy lr would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -412,14 +413,13 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = args.num_steps * args.num_envs * world_size
-            weight = batch_size / (global_step + batch_size)
-            if args.norm_value:
-                agent.update_return_stats(returns, weight)  # first: the loss divides by it
+            if args.norm_value:  # before: the loss divides by it
+                agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:
-                agent.update_obs_stats(rollout["obs"], weight)  # last: the ratio must start at 1
+            if args.norm_obs:  # after: the ratio must start at 1
+                agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
             # Log to TensorBoard and terminal
@@ -438,7 +438,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # or its thread slows the next rollout
+            writer.flush()  # not during the next rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -449,7 +449,7 @@ def train(args):
             print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluating takes long
+            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
             if args.eval_episodes:
                 envs.close()  # some envs allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
@@ -486,7 +486,7 @@ if __name__ == "__main__":
             check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # again: given flags win
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
@@ -499,7 +499,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line if these raised it, else a traceback
+        # One line for a user's mistake, else a traceback
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

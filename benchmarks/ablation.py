@@ -32,9 +32,10 @@ MEAN_AND_STD = (
     ("torch.asinh(obs / self", "torch.asinh((obs - self.obs_mean) / self"),
     ("np.arcsinh(obs / p", 'np.arcsinh((obs - p["obs_mean"]) / p'),
     (
-        "        square = (1 - weight) * self.obs_rms.double() ** 2"
-        " + weight * (obs.clamp(-limit, limit).double() ** 2).mean(0)\n"
-        "        self.obs_rms.copy_(torch.where(square > 0, square.sqrt(), 1))\n",
+        "        self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))\n"
+        "        self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())\n",
+        "        self.obs_count += len(obs)\n"
+        "        weight = len(obs) / self.obs_count\n"
         "        delta = obs.mean(0) - self.obs_mean\n"
         "        variance = (1 - weight) * (self.obs_rms**2 + weight * delta**2) + weight * obs.var(0, correction=0)\n"
         "        self.obs_rms.copy_(torch.where(variance > 1e-8, variance.sqrt(), 1))\n"

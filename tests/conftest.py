@@ -129,7 +129,7 @@ def agent(script, action_space):
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
-    agent.update_obs_stats(torch.randn(50, 3) * 0.4 + 0.1, 1)
+    agent.update_obs_stats(torch.randn(50, 3) * 0.4 + 0.1)
     agent.update_return_stats(np.arange(9.0), 1)
     return agent
 

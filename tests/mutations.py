@@ -77,8 +77,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "10 * np.arcsinh", "9 * np.arcsinh", "test_agent.py::test_numpy_actor_equals_forward"),
     (
         D,
-        "square = (1 - weight) * self.obs_rms.double() ** 2",
-        "square = (1 - weight) * self.obs_rms.double()",
+        "self.obs_rms.double() ** 2 *",
+        "self.obs_rms.double() *",
         "test_agent.py::test_statistics_equal",
     ),
     (D, ".clamp(-limit, limit)", "", "test_agent.py::test_outliers_do_not"),
@@ -94,7 +94,13 @@ FAULTS = [  # script, text, text with the fault, test
         "obs.abs().median(0).values",
         "test_agent.py::test_a_feature_that",
     ),
-    (D, "torch.where(square > 0, square.sqrt(), 1)", "square.sqrt()", "test_agent.py::test_statistics_of_extreme"),
+    (D, "(10 * (obs != 0).sum(0)).clamp(max=len(obs))", "len(obs)", "test_agent.py::test_few_zeros"),
+    (
+        D,
+        "torch.where(self.obs_count > 0, squares / self.obs_count, 1)",
+        "(squares / self.obs_count)",
+        "test_agent.py::test_statistics_of_extreme",
+    ),
     (
         D,
         "values * self.return_std",
@@ -139,7 +145,7 @@ FAULTS = [  # script, text, text with the fault, test
     (
         D,
         "            metrics = ppo_update",
-        '            agent.update_obs_stats(rollout["obs"], weight)\n            metrics = ppo_update',
+        '            agent.update_obs_stats(rollout["obs"])\n            metrics = ppo_update',
         "test_update.py::test_the_policy_that_acted_is_the_one_that_the_update_starts_from",
     ),
     (D, "np.random.seed(seed)", "pass", "test_runs.py::test_the_seed_reaches_the_global_generators"),

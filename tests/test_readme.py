@@ -91,6 +91,17 @@ def test_the_edits_for_a_cnn_train(monkeypatch):
     assert "step 32" in subprocess.run([*run, "--no-numpy-actor"], capture_output=True, text=True, check=True).stdout
 
 
+def test_changes_of_the_ablation_fit_the_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import ablation
+
+    for name in ("ppo_discrete.py", "ppo_continuous.py"):
+        work = ablation.WORKS[0]._replace(script=name)
+        for variant in ablation.CHANGES:
+            for old, _ in ablation.change(work, variant).patch:
+                assert (ROOT / name).read_text().count(old) == 1, (name, variant, old)
+
+
 def test_linked_files_exist(readme):
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert (ROOT / target).exists(), target
@@ -129,7 +140,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
         (
-            '            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info. KeyError: see make_env\n',
+            '            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info\n',
             success,
         ),
         (
@@ -138,7 +149,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ),
         ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
-        ("    if saved:  # without", weights + "    if saved:  # without"),
+        ("    if saved:  # of Adam", weights + "    if saved:  # of Adam"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
     ):
         assert script.count(old) == 1, old

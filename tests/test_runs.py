@@ -90,12 +90,12 @@ def test_all_flags_are_hyperparameters_in_tensorboard(script, tiny):
 def test_statistics_cover_all_observations_and_returns(script, tiny, record, norm_obs, norm_value):
     rollouts, targets = record("collect_rollout"), record("compute_gae")
     agent = script.train(tiny(total_timesteps=80, norm_obs=norm_obs, norm_value=norm_value))
-    squares = [(rollout["obs"].numpy() ** 2).mean(0) for rollout, *_ in rollouts]
+    squares = np.concatenate([rollout["obs"].numpy() ** 2 for rollout, *_ in rollouts])
     returns = [x[r.get("valid", ...)].ravel() for (r, *_), (_, x) in zip(rollouts, targets, strict=True)]
-    # Each rollout weighs the same, although in a vector environment some rows are resets
+    # The returns of each rollout weigh the same, although in a vector environment some rows are resets
     mean = np.mean([x.mean() for x in returns])
     std = np.sqrt(np.mean([(x**2).mean() for x in returns]) - mean**2)
-    np.testing.assert_allclose(agent.obs_rms, np.sqrt(np.mean(squares, 0)) if norm_obs else 1, rtol=1e-4)
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt(squares.mean(0)) if norm_obs else 1, rtol=1e-4)
     np.testing.assert_allclose(agent.return_mean, mean if norm_value else 0, rtol=1e-4)
     np.testing.assert_allclose(agent.return_std, std if norm_value else 1, rtol=1e-4)
 

@@ -182,9 +182,9 @@ def work(folder):
     rank, obs, targets, parameters = int(os.environ["RANK"]), [], [], []
     collect_rollout, ppo_update, average = ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average
 
-    def collect(*args):
-        rollout, *rest = collect_rollout(*args)
-        if len(args) == 6:  # not an evaluation, which has no generator
+    def collect(*args, **evaluation):
+        rollout, *rest = collect_rollout(*args, **evaluation)
+        if not evaluation:
             obs.append(rollout["obs"])
         return rollout, *rest
 
@@ -216,7 +216,7 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path, monkeypatch):
     assert not torch.equal(one["obs"][0][:10], other["obs"][0][:10])
     obs = [x for process in (one, other) for x in process["obs"]]
     targets = [x for process in (one, other) for x in process["targets"]]
-    rms = torch.stack([x.double().square().mean(0) for x in obs]).mean(0).sqrt()
+    rms = torch.cat(obs).double().square().mean(0).sqrt()
     mean = torch.stack([x.mean() for x in targets]).mean()
     std = (torch.stack([x.square().mean() for x in targets]).mean() - mean**2).sqrt()
     for name, expected in (("obs_rms", rms), ("return_mean", mean), ("return_std", std)):
@@ -451,7 +451,7 @@ def test_frames_are_kept_as_bytes():
     agent = ppo_vector.ActorCritic(envs.single_observation_space, envs.single_action_space, ppo_vector.Args())
     rollout, *_ = play(envs, agent, 40)
     assert rollout["obs"].dtype == torch.uint8
-    agent.update_obs_stats(rollout["obs"], 1)
+    agent.update_obs_stats(rollout["obs"])
     squares = rollout["obs"].numpy().astype(float) ** 2
     np.testing.assert_allclose(agent.obs_rms, np.sqrt(squares.mean(0)), rtol=1e-5)
 
