@@ -48,7 +48,7 @@ class Args:
     target_return: float = float("inf")  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu: best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
@@ -61,7 +61,7 @@ class Args:
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = True  # divide observations by their root mean square
+    norm_obs: bool = True  # divide observations by their RMS (asinh stays)
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.01  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 1.0  # weight of value loss; 0.5 to 2
@@ -128,14 +128,14 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # few zeros count: rare one-hots stay small
+    def update_obs_stats(self, obs):  # 9 zeros per nonzero count: a rare 1 becomes 3
         limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
-        squares += self.obs_rms.double() ** 2 * self.obs_count
+        squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
         self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
 
-    def update_return_stats(self, returns, weight):  # weight: share of all steps; Chan et al. 1979
+    def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
         delta = returns.mean() - self.return_mean.item()
         variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * returns.var()
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
@@ -149,7 +149,7 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: 0 * -inf = NaN
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for -inf masks: 0 * -inf = NaN
         logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
         return logprobs, -(logp.exp() * logp).sum(-1)
 
@@ -173,7 +173,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening casts a Box's values
+        if not isinstance(env.observation_space, Box):  # casts Boxes to their dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -211,7 +211,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # By forward, so that ratios start at 1
+    # Redone by forward: ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -281,7 +281,7 @@ def evaluate(agent, env, args):
     """Play greedy episodes. Returns their mean."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, 64):  # at most 1e6 steps
+    for _ in range(0, 10**6, 64):  # 1e6 steps, 64 a time
         _, _, obs, episodes = collect_rollout(env, agent, obs, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -314,16 +314,16 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # of Adam only its moments
+    if saved:  # not lr: flags set it
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded by seed, env would repeat rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw like rng
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 120 (default): Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams adds a folder
@@ -341,10 +341,10 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # before: the loss divides by it
+            if args.norm_value:  # first: the loss divides by std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if args.norm_obs:  # after: the ratio must start at 1
+            if args.norm_obs:  # last: logprobs used the old ones
                 agent.update_obs_stats(rollout["obs"])
             global_step += args.num_steps
 
@@ -359,7 +359,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # not during the next rollout
+            writer.flush()  # slow in a rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -372,7 +372,7 @@ def train(args):
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
         if args.eval_episodes:
-            env.close()  # some envs allow only one
+            env.close()  # some allow only one
             env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after errors, signals

@@ -51,7 +51,7 @@ class Args:
     target_return: float = float("inf")  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu is best for small networks
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu: best for small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
@@ -66,7 +66,7 @@ class Args:
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = True  # divide observations by their root mean square
+    norm_obs: bool = True  # divide observations by their RMS (asinh stays)
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
@@ -145,14 +145,14 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # few zeros count: rare one-hots stay small
+    def update_obs_stats(self, obs):  # 9 zeros per nonzero count: a rare 1 becomes 3
         limit = 10 * torch.maximum(self.obs_rms, obs.abs().median(0).values)  # clips outliers
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
-        squares += self.obs_rms.double() ** 2 * self.obs_count
+        squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
         self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
 
-    def update_return_stats(self, returns, weight):  # weight: share of all steps; Chan et al. 1979
+    def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
         variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * (square - delta**2)
@@ -170,7 +170,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for -inf masks: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -214,7 +214,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening casts a Box's values
+        if not isinstance(envs.single_observation_space, Box):  # casts Boxes to their dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -266,7 +266,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # By forward, so that ratios start at 1
+    # Redone by forward: ratios start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -341,7 +341,7 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    for _ in range(0, 10**6, 64):  # at most 1e6 steps
+    for _ in range(0, 10**6, 64):  # 1e6 steps, 64 a time
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -380,10 +380,10 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # of Adam only its moments
+    if saved:  # not lr: flags set it
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seeded by seed, env would repeat rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw like rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -391,7 +391,7 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 120 (default): Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         for summary in hparams(flags, {"eval/mean_return": 0}):
             writer.file_writer.add_summary(summary)  # add_hparams adds a folder
@@ -413,12 +413,12 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = args.num_steps * args.num_envs * world_size
-            if args.norm_value:  # before: the loss divides by it
+            if args.norm_value:  # first: the loss divides by std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # after: the ratio must start at 1
+            if args.norm_obs:  # last: logprobs used the old ones
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
@@ -438,7 +438,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # not during the next rollout
+            writer.flush()  # slow in a rollout
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
@@ -451,7 +451,7 @@ def train(args):
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
             if args.eval_episodes:
-                envs.close()  # some envs allow only one
+                envs.close()  # some allow only one
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after errors, signals

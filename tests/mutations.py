@@ -94,6 +94,7 @@ FAULTS = [  # script, text, text with the fault, test
         "obs.abs().median(0).values",
         "test_agent.py::test_a_feature_that",
     ),
+    (D, " + 1e-60", "", "test_agent.py::test_a_feature_that_was"),
     (D, "(10 * (obs != 0).sum(0)).clamp(max=len(obs))", "len(obs)", "test_agent.py::test_few_zeros"),
     (
         D,

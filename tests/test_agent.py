@@ -152,6 +152,15 @@ def test_statistics_of_extreme_observations_are_finite(script, action_space, sca
 
 
 @once_per_script
+def test_a_feature_that_was_almost_0_leaves_the_network_finite(script, action_space):
+    """As of a radial basis function far from its center: 1 divided by 1e-40 is infinite in 32 bits."""
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    agent.update_obs_stats(torch.full((10, 3), 1e-40))
+    outputs, values = agent(torch.ones(1, 3))
+    assert outputs.isfinite().all() and values.isfinite().all()
+
+
+@once_per_script
 def test_statistics_of_equal_returns_are_finite(script, action_space):
     """Rounding errors must not make a negative variance of them."""
     for value in np.linspace(0.001, 1, 1000):

@@ -149,7 +149,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ),
         ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
-        ("    if saved:  # of Adam", weights + "    if saved:  # of Adam"),
+        ("    if saved:  # not lr", weights + "    if saved:  # not lr"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
     ):
         assert script.count(old) == 1, old
