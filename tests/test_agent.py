@@ -128,6 +128,25 @@ def test_a_feature_that_is_mostly_zero_is_scaled(script, action_space):
 
 
 @once_per_script
+def test_large_numbers_among_zeros_set_the_scale_at_once(script, action_space):
+    """As of a load that is seldom carried: the median of all numbers is 0, and clips nothing."""
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    agent.update_obs_stats(torch.eye(10)[:, :3] * torch.tensor([1e4, 1e9, 1]))
+    np.testing.assert_allclose(agent.obs_rms, np.array([1e4, 1e9, 1]) / 10**0.5, rtol=1e-5)
+
+
+@once_per_script
+def test_a_feature_whose_numbers_become_small_counts_its_other_numbers(script, action_space):
+    """As of a lander at rest: its median velocity is no measure of the next fall."""
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
+    obs = torch.ones(100, 3)
+    agent.update_obs_stats(obs)
+    obs[1:] = 1e-3
+    agent.update_obs_stats(obs)
+    np.testing.assert_allclose(agent.obs_rms, np.sqrt((100 + 1 + 99e-6) / 200), rtol=1e-5)
+
+
+@once_per_script
 def test_few_zeros_count_where_other_numbers_are_rare(script, action_space):
     """Else rare states of a one-hot code would be blown up. The last feature comes late, and goes away again."""
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
