@@ -25,6 +25,10 @@ CASES = [(script, family) for script, families in SCRIPTS.items() for family in 
 once_per_script = pytest.mark.parametrize(
     "case", [(script, families[0]) for script, families in SCRIPTS.items()], ids=SCRIPTS, indirect=True
 )
+# For processes, which take seconds to start; ppo_continuous.py has the train and main of ppo_discrete.py (test_parity).
+once_per_main = pytest.mark.parametrize(
+    "case", [("ppo_discrete", "Discrete"), ("ppo_vector", "Discrete")], ids=lambda case: case[0], indirect=True
+)
 
 
 STATUS = r" *\d+%  step \d+  mean return (nan|-?\d+\.\d)  \d+ steps/s  \d+ s left *"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same, load, make_envs, once_per_script, read_scalars, run_folder
+from conftest import assert_same, load, make_envs, once_per_main, once_per_script, read_scalars, run_folder
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_resumed_run_keeps_its_optimizer_and_begins_another_episode(script, ti
     assert (rollouts[0][0]["obs"][0] != rollouts[4][0]["obs"][0]).all()
 
 
-@once_per_script
+@once_per_main
 def test_killed_and_resumed_the_curve_goes_on(script, launch, flags, tmp_path):
     """The environment kills the process in step 230. Two resumptions are equal."""
     killed = launch(script.__file__, *flags, "--log-dir", "runs", PROBE_TROUBLE=f"230 signal {signal.SIGKILL:d}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load, once_per_script, run_folder
+from conftest import CHECKPOINT, load, once_per_main, once_per_script, run_folder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def edited(script, tmp_path):
     return write
 
 
-@once_per_script
+@once_per_main
 @pytest.mark.parametrize(
     "place, call", [("collect_rollout", 3), ("ppo_update", 2), ("close", 1), ("evaluate", 1), ("torch.save", 2)]
 )
@@ -71,7 +71,7 @@ def test_a_lost_notice_does_not_delay_the_end(script, tiny, monkeypatch):
     assert time.monotonic() < start + 60
 
 
-@once_per_script
+@once_per_main
 def test_a_full_disk_leaves_the_last_checkpoint(script, tiny, launch, tmp_path):
     """No file may grow beyond 1000 bytes."""
     script.train(tiny())
@@ -103,7 +103,7 @@ runpy.run_path({script.__file__!r}, run_name="__main__")
     assert 96 < load(run_folder(tmp_path / "runs"))["step"] <= 224  # ppo_vector.py counts resets too
 
 
-@once_per_script
+@once_per_main
 def test_a_second_signal_does_not_interrupt_the_saving(edited, launch, flags, tmp_path):
     """As by `timeout`, which sends two, and torchrun, which sends SIGTERM after Ctrl-C."""
     patch = """
@@ -119,7 +119,7 @@ torch.save = interrupted
     assert load(run_folder(tmp_path / "runs"))["step"] > 96
 
 
-@once_per_script
+@once_per_main
 def test_an_error_in_the_environment_shows_its_traceback_and_leaves_a_checkpoint(script, launch, probe, tmp_path):
     for error, line in {"import": "ImportError: mine", "float": "FloatingPointError: mine"}.items():
         run = "--num-steps", 16, "--num-minibatches", 2, "--log-dir", error
@@ -130,7 +130,7 @@ def test_an_error_in_the_environment_shows_its_traceback_and_leaves_a_checkpoint
         assert load(run_folder(tmp_path / error))["step"] > 0
 
 
-@once_per_script
+@once_per_main
 def test_nan_is_one_line_and_leaves_a_sound_checkpoint(script, launch, flags, tmp_path):
     result = launch(script.__file__, *flags, PROBE_TROUBLE="170 reward nan")
     assert result.returncode == 1

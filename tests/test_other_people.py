@@ -228,20 +228,18 @@ def test_an_environment_may_change_its_arguments(script, probe, tiny, record):
 
 
 @discrete_cases
-def test_arguments_of_the_environment_on_the_command_line(script, launch, tmp_path):
+def test_arguments_of_the_environment_on_the_command_line(script, main, tmp_path):
     """A time limit that ends episodes early, on the lake that stays not slippery when only the limit changes."""
     later = "--total-timesteps", 256
     size = ["--num-envs", 2, "--num-steps", 32] if hasattr(script.Args, "num_envs") else ["--num-steps", 64]
     run = *size, "--total-timesteps", 128, "--num-minibatches", 2, "--eval-episodes", 2
     lake = "--env-id", "FrozenLake-v1", "--env-kwargs", '{"is_slippery": false, "max_episode_steps": 7}'
-    result = launch(script.__file__, *lake, *run)
-    assert result.returncode == 0, result.stderr
+    assert main(*lake, *run) == (0, "")
     path = run_folder(tmp_path / "runs") / "checkpoint.pt"
     assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 7}
     other = "--env-kwargs", '{"max_episode_steps": 3}'
     for flags in [("--evaluate", path), ("--evaluate", path, *other), ("--resume", path, *other, *later)]:
-        result = launch(script.__file__, *flags)
-        assert result.returncode == 0, result.stderr
+        assert main(*flags) == (0, "")
     assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 3}
 
 
