@@ -61,7 +61,7 @@ class Args:
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages once a rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = True  # divide observations by RMS (asinh stays)
+    norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 1.0  # weight of value loss; 0.5 to 2
@@ -130,9 +130,9 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # 9 zeros per nonzero count: a rare 1 becomes 3
+    def update_obs_stats(self, obs):  # clips outliers; counts at most 9 zeros per nonzero
         limit = 10 * torch.fmax(self.obs_rms, obs.where(obs != 0, np.nan).abs().nanmedian(0).values)
-        squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)  # clips outliers
+        squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
         squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
         self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
@@ -328,7 +328,7 @@ def train(args):
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # by 120 Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # by default Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     for summary in hparams(flags, {"eval/mean_return": 0}):
         writer.file_writer.add_summary(summary)  # add_hparams adds a folder
