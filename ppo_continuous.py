@@ -201,7 +201,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     steps = []
     episodes = []
     for _ in range(num_steps or args.num_steps):
-        obs = np.array(obs, np.float32)  # a copy: env may reuse it
+        obs = np.array(obs, np.float32)  # copy: env may reuse it
         if args.numpy_actor:
             outputs = agent.numpy_actor(obs, p)  # fails? --no-numpy-actor
         else:
@@ -211,7 +211,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info
+            episodes.append(info.pop("ppo_episode"))  # env may reuse info
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -229,7 +229,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
-    transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+    transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values.cpu().numpy(), "next_values": next_values.cpu().numpy()}
     return rollout, transitions, obs, episodes
 

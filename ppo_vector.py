@@ -280,7 +280,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}
-    transitions = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+    transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values[:-1], "next_values": values[1:]}
     return rollout, transitions, obs, done, episodes
 

@@ -184,6 +184,7 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "maxlen=20", "maxlen=10", "test_runs.py::test_curves_show_episodes_and_rates_over_environment_steps"),
     (D, "bool(terminated)", "terminated", "test_rollout.py::test_ends_and_rewards_of_any_type"),
     (D, "np.float64(r).item()", "reward", "test_rollout.py::test_ends_and_rewards_of_any_type"),
+    (D, "np.float64(rewards)", "rewards", "test_rollout.py::test_a_bonus_is_added_to_integer_rewards"),
     (
         D,
         "logprobs.shape == values.shape",

@@ -140,7 +140,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
         (
-            '            episodes.append(info.pop("ppo_episode"))  # pop: env may reuse info\n',
+            '            episodes.append(info.pop("ppo_episode"))  # env may reuse info\n',
             success,
         ),
         (

@@ -3,6 +3,7 @@
 import contextlib
 from fractions import Fraction
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import reference
@@ -198,6 +199,17 @@ def test_ends_and_rewards_of_any_type(player, monkeypatch, end, reward):
     for name, array in expected.items():
         np.testing.assert_array_equal(transitions[name], array)
     assert odd_episodes == episodes
+
+
+def test_a_bonus_is_added_to_integer_rewards(player):
+    """As of a wrapper that gives 1 or -1: what fills an array like that of the rewards must not lose its fractions."""
+    played = player()
+    wrappers = gym.wrappers.vector if played.vector else gym.wrappers
+    played.env = wrappers.TransformReward(played.env, lambda reward: np.sign(reward).astype(int))
+    _, transitions, _ = played.play(50, np.random.default_rng(0))
+    expected = transitions["rewards"] + 0.25
+    transitions["rewards"] += 0.25
+    np.testing.assert_array_equal(transitions["rewards"], expected)
 
 
 @pytest.mark.parametrize("name", ["Size-6", "Size0", "Size4", "Size8", "MostlyZero"])
