@@ -118,11 +118,12 @@ def test_the_readme_example_in_python_runs(python_blocks):
     ppo_discrete.train(ppo_discrete.Args(total_timesteps=1024, eval_episodes=0))
     (run_folder() / "checkpoint.pt").rename("checkpoint.pt")
     (example,) = [block for block in python_blocks if "import torch" in block]
-    exported, onnx = example.rsplit("\n", 2)[:2]
-    assert onnx.startswith("torch.onnx.export(")  # needs packages that the tests do not install
+    loaded, onnx = example.rsplit("\n", 2)[:2]
+    assert onnx.startswith("torch.onnx.export(")  # needs packages that the tests do not install, and begins like this
     names = {}
-    exec(exported, names)
-    logits, values = names["program"].module()(torch.zeros(1, 4))
+    exec(loaded, names)
+    program = torch.export.export(names["agent"], (torch.zeros(1, 4),))
+    logits, values = program.module()(torch.zeros(1, 4))
     assert (logits.shape, values.shape) == ((1, 2), (1,))
 
 
