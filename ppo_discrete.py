@@ -30,9 +30,9 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 
 @dataclass
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear to 10, then log
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # soft clip near 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -128,8 +128,9 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; counts at most 9 zeros per nonzero
-        limit = 10 * torch.fmax(self.obs_rms, obs.where(obs != 0, np.nan).abs().nanmedian(0).values)
+    def update_obs_stats(self, obs):  # clips outliers; zeros beyond 90% do not count
+        median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
+        limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
         squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
@@ -149,7 +150,7 @@ class ActorCritic(nn.Module):
         return outputs.argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for -inf masks: 0 * -inf = NaN
+        logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if masked by -inf: 0 * -inf = NaN
         logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
         return logprobs, -(logp.exp() * logp).sum(-1)
 
@@ -173,7 +174,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # casts Boxes to their dtype
+        if not isinstance(env.observation_space, Box):  # would cast Boxes to their dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -184,8 +185,8 @@ def make_env(args, video_folder=None):
     sizes = np.array(space.n) if isinstance(space, Discrete) else getattr(space, "nvec", np.full(space.shape, 2))
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combined actions")
     table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
-    table += getattr(space, "start", 0)
-    return gym.wrappers.TransformAction(env, lambda a: table[a].copy(), Discrete(len(table)))
+    start = getattr(space, "start", 0)
+    return gym.wrappers.TransformAction(env, lambda a: table[a] + start, Discrete(len(table)))
 
 
 @torch.no_grad()
@@ -211,7 +212,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Redone by forward: ratios start at 1
+    # By forward: ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -281,7 +282,7 @@ def evaluate(agent, env, args):
     """Play greedy episodes. Returns their mean."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
-    for _ in range(0, 10**6, 64):  # 1e6 steps, 64 a time
+    for _ in range(10**6 // 64):  # at most 1e6 steps
         _, _, obs, episodes = collect_rollout(env, agent, obs, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -323,10 +324,9 @@ def train(args):
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # by default Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # at 120 Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    for summary in hparams(flags, {"eval/mean_return": 0}):
-        writer.file_writer.add_summary(summary)  # add_hparams adds a folder
+    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no new folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -336,7 +336,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): NumPy would not load
+                for group in optimizer.param_groups:  # float(): NumPy's would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
@@ -344,7 +344,7 @@ def train(args):
             if args.norm_value:  # first: the loss divides by std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if args.norm_obs:  # last: logprobs used the old ones
+            if args.norm_obs:  # last: logprobs used the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += args.num_steps
 
@@ -359,7 +359,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # slow in a rollout
+            writer.flush()  # no gap after a kill
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"

@@ -32,10 +32,10 @@ import torch
 import tyro
 from gymnasium.spaces import Box, Discrete, flatdim, flatten_space
 from gymnasium.wrappers import vector
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import distributed as dist
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 
 @dataclass
@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear to 10, then log
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # soft clip near 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -145,8 +145,9 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; counts at most 9 zeros per nonzero
-        limit = 10 * torch.fmax(self.obs_rms, obs.where(obs != 0, np.nan).abs().nanmedian(0).values)
+    def update_obs_stats(self, obs):  # clips outliers; zeros beyond 90% do not count
+        median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
+        limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
         squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
@@ -170,7 +171,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # for -inf masks: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if masked by -inf: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -214,7 +215,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # casts Boxes to their dtype
+        if not isinstance(envs.single_observation_space, Box):  # would cast Boxes to their dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -266,7 +267,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Redone by forward: ratios start at 1
+    # By forward: ratios start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -341,7 +342,7 @@ def evaluate(agent, envs, args):
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
-    for _ in range(0, 10**6, 64):  # 1e6 steps, 64 a time
+    for _ in range(10**6 // 64):  # at most 1e6 steps
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, num_steps=64)
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
@@ -391,10 +392,9 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # by default Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # at 120 Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        for summary in hparams(flags, {"eval/mean_return": 0}):
-            writer.file_writer.add_summary(summary)  # add_hparams adds a folder
+        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no new folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -405,7 +405,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): NumPy would not load
+                for group in optimizer.param_groups:  # float(): NumPy's would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -418,7 +418,7 @@ def train(args):
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # last: logprobs used the old ones
+            if args.norm_obs:  # last: logprobs used the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
@@ -438,7 +438,7 @@ def train(args):
                 metrics["charts/episodic_return_20"] = mean_return
             for name, value in metrics.items():
                 writer.add_scalar(name, value, global_step)
-            writer.flush()  # slow in a rollout
+            writer.flush()  # no gap after a kill
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"

@@ -82,18 +82,8 @@ FAULTS = [  # script, text, text with the fault, test
         "test_agent.py::test_statistics_equal",
     ),
     (D, ".clamp(-limit, limit)", "", "test_agent.py::test_outliers_do_not"),
-    (
-        D,
-        "10 * torch.fmax(self.obs_rms, obs.where(obs != 0, np.nan).abs().nanmedian(0).values)",
-        "10 * self.obs_rms",
-        "test_agent.py::test_a_new",
-    ),
-    (
-        D,
-        "torch.fmax(self.obs_rms, obs.where(obs != 0, np.nan).abs().nanmedian(0).values)",
-        "obs.where(obs != 0, np.nan).abs().nanmedian(0).values",
-        "test_agent.py::test_a_feature_whose",
-    ),
+    (D, "10 * torch.fmax(self.obs_rms, median)", "10 * self.obs_rms", "test_agent.py::test_a_new"),
+    (D, "torch.fmax(self.obs_rms, median)", "median", "test_agent.py::test_a_feature_whose"),
     (
         D,
         "obs.where(obs != 0, np.nan).abs().nanmedian(0)",
@@ -289,7 +279,7 @@ FAULTS = [  # script, text, text with the fault, test
     (C, "float(args.log_std_init)", "args.log_std_init", "test_update.py::test_noise_falls"),
     (V, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (C, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
-    (D, "table[a].copy()", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),
+    (D, "table[a] + start", "table[a]", "test_spaces.py::test_an_environment_may_change_its_action_in_place"),
     (
         D,
         "env.reset(seed=int(rng.integers(2**31)))",

@@ -8,7 +8,14 @@ import torch
 from conftest import CASES, Player, make_envs
 from probe_envs import Table
 
-QUICK = {"total_timesteps": 8192, "num_minibatches": 2, "learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.9}
+QUICK = {
+    "total_timesteps": 8192,
+    "num_minibatches": 2,
+    "update_epochs": 5,
+    "learning_rate": 5e-3,
+    "gamma": 0.9,
+    "gae_lambda": 0.9,
+}
 
 
 @pytest.fixture
