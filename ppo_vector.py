@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.zeros(obs_space.shape))
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # not 0: it divides
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -149,9 +149,9 @@ class ActorCritic(nn.Module):
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
-        squares += self.obs_rms.double() ** 2 * self.obs_count + 1e-60
+        squares += self.obs_rms.double() ** 2 * self.obs_count
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
-        self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())
+        self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
     def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
         centered = returns - self.return_mean.item()

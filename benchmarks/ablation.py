@@ -33,7 +33,7 @@ MEAN_AND_STD = (
     ("np.arcsinh(obs / p", 'np.arcsinh((obs - p["obs_mean"]) / p'),
     (
         "        self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))\n"
-        "        self.obs_rms.copy_(torch.where(self.obs_count > 0, squares / self.obs_count, 1).sqrt())\n",
+        "        self.obs_rms.copy_((squares / self.obs_count).sqrt())\n",
         "        self.obs_count += len(obs)\n"
         "        weight = len(obs) / self.obs_count\n"
         "        delta = obs.mean(0) - self.obs_mean\n"

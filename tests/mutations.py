@@ -90,14 +90,9 @@ FAULTS = [  # script, text, text with the fault, test
         "obs.abs().median(0)",
         "test_agent.py::test_large_numbers_among",
     ),
-    (D, " + 1e-60", "", "test_agent.py::test_a_feature_that_was"),
     (D, "(10 * (obs != 0).sum(0)).clamp(max=len(obs))", "len(obs)", "test_agent.py::test_few_zeros"),
-    (
-        D,
-        "torch.where(self.obs_count > 0, squares / self.obs_count, 1)",
-        "(squares / self.obs_count)",
-        "test_agent.py::test_statistics_of_extreme",
-    ),
+    (D, "1e-30", "0.0", "test_agent.py::test_statistics_of_extreme"),
+    (D, "1e-30", "0.0", "test_agent.py::test_a_feature_that_was"),
     (
         D,
         "values * self.return_std",
