@@ -170,8 +170,8 @@ def make_env(args, video_folder=None):
         works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
         check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
-    env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
     # Wrappers that end episodes go here
+    env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):

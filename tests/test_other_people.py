@@ -316,6 +316,19 @@ def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
     np.testing.assert_array_equal(*rewards)
 
 
+@once_per_script
+def test_a_wrapper_may_give_an_array_of_one_number(script, probe, tiny, tmp_path):
+    """Where wrappers that sum several rewards belong."""
+    wrapper = "gym.wrappers.TransformReward(env, lambda reward: np.array([reward]))"
+    edits = {
+        "# Wrappers that end episodes go here": f"env = {wrapper}",
+        "wrappers = [DropInfo]": f"wrappers = [lambda env: {wrapper}, DropInfo]",
+    }
+    source = Path(script.__file__).read_text()
+    edit = next(edit for edit in edits.items() if edit[0] in source)
+    runpy.run_path(edited(script, tmp_path, edit))["train"](tiny(env_id=probe("Recorder")))
+
+
 def test_an_evaluation_plays_few_episodes_too_many(script, probe, tiny, record):
     """Whatever the length of a rollout: a step of some environments takes a second."""
     args = tiny(
