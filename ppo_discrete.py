@@ -110,13 +110,13 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # not 0: it divides
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # is a divisor
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # soft clip near 10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; zeros beyond 90% do not count
+    def update_obs_stats(self, obs):  # clips outliers; counts <= 9 zeros per nonzero
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
@@ -174,7 +174,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # would cast Boxes to their dtype
+        if not isinstance(env.observation_space, Box):  # would round floats in int Boxes
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -182,7 +182,7 @@ def make_env(args, video_folder=None):
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
     # One softmax over all combinations: [2, 3] gives rows (0, 0) to (1, 2)
-    sizes = np.array(space.n) if isinstance(space, Discrete) else getattr(space, "nvec", np.full(space.shape, 2))
+    sizes = np.full(space.shape, space.n if isinstance(space, Discrete) else getattr(space, "nvec", 2))
     check(sizes.prod(dtype=float) <= 10_000, f"{args.env_id} has over 10,000 combined actions")
     table = np.array([*np.ndindex(*sizes.flat)], space.dtype).reshape(-1, *space.shape)
     start = getattr(space, "start", 0)
@@ -201,18 +201,18 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         if args.numpy_actor:
             outputs = agent.numpy_actor(obs, p)  # fails? --no-numpy-actor
         else:
-            outputs = agent(torch.as_tensor(obs[None], device=args.device))[0][0].cpu().numpy()
+            outputs = agent(torch.as_tensor(obs[None], device=args.device))[0].cpu().numpy()[0]
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         next_obs, reward, terminated, truncated, info = env.step(action)
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # env may reuse info
+            episodes.append(info.pop("ppo_episode"))  # a reused info must not keep it
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # By forward: ratios start at 1
+    # Use torch: ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -221,7 +221,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs, values and rewards must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips a mask's -inf
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # -inf masks an action
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -247,7 +247,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    advice = f"try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
+    text = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -264,7 +264,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            check((loss + grad_norm).isfinite(), f"NaN or Inf in the loss: {advice}", FloatingPointError)
+            check((loss + grad_norm).isfinite(), text, FloatingPointError)
             optimizer.step()
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
@@ -315,18 +315,18 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # not lr: flags set it
+    if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # not seed: env would draw like rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would make env repeat rng
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # at 120 Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no new folder
+    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # without a subfolder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -336,12 +336,12 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): NumPy's would not load
+                for group in optimizer.param_groups:  # torch.load refuses NumPy floats
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # first: the loss divides by std
+            if args.norm_value:  # first: the loss needs new std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if args.norm_obs:  # last: logprobs used the old RMS
@@ -412,7 +412,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line for a user's mistake, else a traceback
+        # One line if check, weights or CUDA fail
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise
