@@ -7,7 +7,7 @@
     python ppo_discrete.py --env-id CartPole-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, values and advantages are normalized; asinh compresses outliers.
+observations, values and advantages are normalized; asinh limits outliers.
 """
 
 import json
@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; counts <= 9 zeros per nonzero
+    def update_obs_stats(self, obs):  # clips outliers; skips zeros beyond 90%
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
@@ -174,7 +174,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # would round floats in int Boxes
+        if not isinstance(env.observation_space, Box):  # flattening rounds in int Boxes
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -212,7 +212,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Use torch: ratios start at 1
+    # Redo in torch: ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
@@ -221,7 +221,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs, values and rewards must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # -inf masks an action
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -247,7 +247,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    text = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
+    hint = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -264,7 +264,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            check((loss + grad_norm).isfinite(), text, FloatingPointError)
+            check((loss + grad_norm).isfinite(), hint, FloatingPointError)
             optimizer.step()
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
@@ -318,15 +318,15 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seed would make env repeat rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env and rng draw alike
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # without a subfolder
+    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no add_hparams folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
@@ -336,7 +336,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # torch.load refuses NumPy floats
+                for group in optimizer.param_groups:  # float(): loading refuses NumPy's
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
@@ -412,7 +412,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line if check, weights or CUDA fail
+        # No traceback from check, weights, CUDA
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

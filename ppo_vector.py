@@ -7,7 +7,7 @@
     python ppo_vector.py --env-id CartPole-v1
 
 Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, values, advantages are normalized; asinh compresses outliers; weights are averaged.
+observations, values, advantages are normalized; asinh limits outliers; processes average weights.
 """
 
 import json
@@ -145,7 +145,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; counts <= 9 zeros per nonzero
+    def update_obs_stats(self, obs):  # clips outliers; skips zeros beyond 90%
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -156,7 +156,7 @@ class ActorCritic(nn.Module):
     def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
-        variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * (square - delta**2)
+        variance = (1 - weight) * self.return_std.item() ** 2 + weight * square - (weight * delta) ** 2
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
         self.return_mean += weight * delta
 
@@ -179,7 +179,7 @@ class ActorCritic(nn.Module):
 
 
 class DropInfo(gym.Wrapper):
-    """A plain reward and no info: gathering it costs time and may fail."""
+    """A plain reward and no info: merging infos is slow and may fail."""
 
     def reset(self, **kwargs):
         obs, _ = self.env.reset(**kwargs)
@@ -194,7 +194,7 @@ def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
-    wrappers = [DropInfo]  # yours before it (sync/async)
+    wrappers = [DropInfo]  # put yours first (sync/async)
     try:
         try:
             envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
@@ -215,7 +215,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # would round floats in int Boxes
+        if not isinstance(envs.single_observation_space, Box):  # flattening rounds in int Boxes
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -225,7 +225,7 @@ def make_envs(args, num_envs, video_folder=None):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
-    # Scale -1 and 1 to two bounds; others start nearest 0
+    # Finite bounds: map [-1, 1] to them; else only shift
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
     half = np.where(bounded, (high - low) / 2, 1)
@@ -240,7 +240,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
-    """Play from obs, greedy without rng. Returns rollout, transitions, obs, done, episodes."""
+    """Play, greedy without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -261,13 +261,13 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
-        info.pop("_ppo_episode", None)  # may be reused
+        info.pop("_ppo_episode", None)  # info may be reused
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Use torch: ratios start at 1
+    # Redo in torch: ratios start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -276,7 +276,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # -inf masks an action
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -303,7 +303,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
     largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    text = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
+    hint = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -320,7 +320,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             optimizer.zero_grad()
             loss.backward()
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            check((loss + grad_norm).isfinite(), text, FloatingPointError)
+            check((loss + grad_norm).isfinite(), hint, FloatingPointError)
             optimizer.step()
             metrics["policy_loss"].append(policy_loss.item())
             metrics["value_loss"].append(value_loss.item())
@@ -384,7 +384,7 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # seed would make env repeat rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env and rng draw alike
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -392,20 +392,20 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # without a subfolder
+        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no add_hparams folder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
-    ended = np.zeros_like(done)  # short ones end first
+    ended = np.zeros_like(done)  # all must: short episodes end first
     start_time = time.perf_counter()
     try:
         while global_step < args.total_timesteps and not solved:
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # torch.load refuses NumPy floats
+                for group in optimizer.param_groups:  # float(): loading refuses NumPy's
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -416,7 +416,7 @@ def train(args):
             if args.norm_value:  # first: the loss needs new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # noise floor, or walkers learn to stand
+            if "log_std" in agent.state_dict():  # falling noise floor, or walkers stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # last: logprobs used the old RMS
                 agent.update_obs_stats(rollout["obs"])
@@ -475,7 +475,7 @@ if __name__ == "__main__":
             signal.signal(each, signal.SIG_IGN)  # finish saving
         sys.exit(128 + number)
 
-    if hasattr(os, "fork"):  # workers end at once
+    if hasattr(os, "fork"):  # SIGTERM ends workers
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -499,7 +499,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line if check, weights or CUDA fail
+        # No traceback from check, weights, CUDA
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise
