@@ -347,6 +347,7 @@ def evaluate(agent, envs, args):
         returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
             break
+    check(returns, "no greedy episode ended: set max_episode_steps or raise --eval-episodes")
     print(f"evaluation: mean return {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
     return np.mean(returns)
 
@@ -483,13 +484,12 @@ if __name__ == "__main__":
     checkpoint = args.resume if args.evaluate is None else args.evaluate
     try:
         if checkpoint is not None:
-            check(is_zipfile(checkpoint), f"there is no checkpoint {checkpoint}")
+            check(is_zipfile(checkpoint), f"checkpoint {checkpoint} is missing or broken")
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
-            check(args.eval_episodes > 0, "--evaluate needs --eval-episodes above 0")
             random.seed(args.seed)
             np.random.seed(args.seed)
             with closing(make_envs(args, 1, Path(checkpoint).parent / "videos")) as envs:

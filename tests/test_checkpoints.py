@@ -42,7 +42,7 @@ def test_what_does_not_fit_to_a_checkpoint_is_one_line(checkpoint, main, probe):
 @pytest.mark.parametrize("flag", ["--evaluate", "--resume"])
 def test_an_empty_path_is_no_new_run(main, flag, tmp_path):
     """As of a variable of the shell that is not set."""
-    assert main(flag, "") == (1, "error: there is no checkpoint")
+    assert main(flag, "") == (1, "error: checkpoint  is missing or broken")
     assert not [*tmp_path.iterdir()]
 
 
@@ -53,7 +53,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(checkpoint, main, flag, tm
     part = tmp_path / "part.pt"
     part.write_bytes(checkpoint.read_bytes()[:-100])
     for path in (tmp_path, __file__, part):
-        assert main(flag, path) == (1, f"error: there is no checkpoint {path}")
+        assert main(flag, path) == (1, f"error: checkpoint {path} is missing or broken")
 
 
 @once_per_script
@@ -92,7 +92,7 @@ def test_an_evaluation_needs_episodes_and_prefers_its_own_checkpoint(script, tin
     for name in ("one", "other"):
         script.train(tiny(log_dir=name, seed=len(name)))
     one, other = (run_folder(name) / "checkpoint.pt" for name in ("one", "other"))
-    assert main("--evaluate", one) == (1, "error: --evaluate needs --eval-episodes above 0")
+    assert main("--evaluate", one)[1].endswith("ended: set max_episode_steps or raise --eval-episodes")
     one.write_text("no checkpoint")
     assert main("--evaluate", other, "--resume", one, "--eval-episodes", 1) == (0, "")
 

@@ -141,7 +141,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
     script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
     for old, new in (
         (
-            '            episodes.append(info.pop("ppo_episode"))  # env may reuse info\n',
+            '            episodes.append(info.pop("ppo_episode"))  # a reused info must not keep it\n',
             success,
         ),
         (
@@ -150,7 +150,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ),
         ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
-        ("    if saved:  # not lr", weights + "    if saved:  # not lr"),
+        ("    if saved:  #", weights + "    if saved:  #"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
     ):
         assert script.count(old) == 1, old
