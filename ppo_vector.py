@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # is a divisor
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divides: never 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -240,7 +240,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
-    """Play, greedy without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
+    """Play, greedy without rng. Returns rollout, transitions (T, N), obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -276,7 +276,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}

@@ -38,7 +38,7 @@ def outcome(script, spec):
         try:
             script.train(args)
         except ValueError as error:
-            return "refused" if "actions" in str(error) else f"not installed: {str(error).split(' (an id')[0]}"
+            return "refused" if "actions" in str(error) else f"not installed: {str(error).split(' (if a module')[0]}"
         except ImportError as error:
             return f"not installed: {error}"
         (checkpoint,) = Path(folder).glob("*/checkpoint.pt")
