@@ -72,7 +72,6 @@ WORKS = [
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000),
     Work(C, "MountainCarContinuous-v0", range(1, 6), 100_000, "recipe", CAR),
     Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000),
-    Work(C, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", "--log-std-init -1 --target-kl 0.02"),
     Work(V, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", SMALL_STEPS),
