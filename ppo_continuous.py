@@ -372,16 +372,16 @@ def train(args):
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
             print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-            if global_step // args.num_steps % args.checkpoint_interval == 0:
+            if global_step // args.num_steps % args.checkpoint_interval == 0 or global_step >= args.total_timesteps:
                 save_checkpoint(path, args, global_step, agent, optimizer)
             solved = len(last_returns) == 20 and mean_return >= args.target_return
         print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-        save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
         if args.eval_episodes:
-            env.close()  # some allow only one
-            env = make_env(args, path.parent / "videos")
+            if args.capture_video:
+                env.close()  # some allow only one
+                env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after errors, signals
         save_checkpoint(path, args, global_step, agent, optimizer)

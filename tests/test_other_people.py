@@ -373,6 +373,16 @@ def test_arguments_keep_their_types(script, action_space, tiny):
     del gym.registry["Configured-v0"]
 
 
+@pytest.mark.parametrize("case", CASES[:2], ids="-".join, indirect=True)
+def test_an_evaluation_plays_the_problem_that_was_trained(script, action_space, tiny, capsys):
+    """An environment may draw it when it is made. (ppo_vector.py makes another, because it evaluates in one.)"""
+    problems = iter((1.0, 2.0, 3.0))
+    gym.register("Drawn-v0", lambda render_mode=None: probe_envs.Chain(action_space, [next(problems)]))
+    script.train(tiny(env_id="Drawn-v0", eval_episodes=2))
+    assert "evaluation: mean return 1.0 +/- 0.0 over 2 episodes" in capsys.readouterr().out
+    del gym.registry["Drawn-v0"]
+
+
 def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, probe):
     """After a million steps, with a sentence that says what to do."""
     calls = []
