@@ -110,7 +110,7 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, action_space.n), gain=0.01)
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divides: never 0
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -174,7 +174,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening rounds in int Boxes
+        if not isinstance(env.observation_space, Box):  # flattening rounds int Boxes
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -221,7 +221,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == values.shape == rewards.shape, "logprobs, values and rewards must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf (masked)
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -279,7 +279,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Play greedy episodes. Returns their mean."""
+    """Mean of greedy episodes. Raises ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -327,7 +327,7 @@ def train(args):
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no add_hparams folder
+    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False

@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divides: never 0
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -215,7 +215,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening rounds in int Boxes
+        if not isinstance(envs.single_observation_space, Box):  # flattening rounds int Boxes
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -276,7 +276,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf (masked)
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -338,7 +338,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, envs, args):
-    """Play greedy episodes in one environment. Returns their mean."""
+    """Mean of greedy episodes in one environment. Raises ValueError if none ends."""
     obs, _ = envs.reset(seed=args.seed + 10**6)
     done = np.zeros(envs.num_envs, bool)
     returns = []
@@ -395,7 +395,7 @@ def train(args):
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # no add_hparams folder
+        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
     last_returns = deque(maxlen=20)
     solved = False
