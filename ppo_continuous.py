@@ -81,9 +81,8 @@ class Args:
         for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
-        check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
-        check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
-        check(self.num_steps >= self.num_minibatches, "--num-steps must be at least --num-minibatches")
+        check(0 <= self.seed < 2**31 and self.eval_episodes >= 0, "--seed, --eval-episodes must be from 0 to 2**31 - 1")
+        check(self.num_steps >= self.num_minibatches, "--num-steps must be >= --num-minibatches")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object")
 
 
@@ -109,7 +108,7 @@ class ActorCritic(nn.Module):
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, *action_space.shape), gain=0.01)
-        self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
+        self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))  # floor: see train
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
@@ -124,7 +123,7 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The policy outputs of forward, in NumPy for speed; p is the state_dict. Keep in sync."""
+        """Policy outputs of forward, in NumPy for speed; p: state_dict. Keep in sync."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -133,16 +132,15 @@ class ActorCritic(nn.Module):
     def update_obs_stats(self, obs):  # clips outliers; skips zeros beyond 90%
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
-        squares = (obs.clamp(-limit, limit).double() ** 2).sum(0)
-        squares += self.obs_rms.double() ** 2 * self.obs_count
+        squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
-    def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
+    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: of all steps
         delta = returns.mean() - self.return_mean.item()
-        variance = (1 - weight) * (self.return_std.item() ** 2 + weight * delta**2) + weight * returns.var()
+        variance = (1 - share) * (self.return_std.item() ** 2 + share * delta**2) + share * returns.var()
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
-        self.return_mean += weight * delta
+        self.return_mean += share * delta
 
     # The distribution: edit all three together (the last takes tensors, the others NumPy)
     def sample(self, outputs, rng):
@@ -167,15 +165,15 @@ def make_env(args, video_folder=None):
         check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
     if args.capture_video:  # fail early
         env.reset()
-        works = env.render_mode in env.metadata.get("render_modes", ()) and np.ndim(env.render()) == 3
-        check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
+        works = env.render_mode in env.metadata.get("render_modes", ()) and getattr(env.render(), "ndim", 0) == 3
+        check(find_spec("moviepy") and works, "--capture-video needs moviepy and rgb_array images")
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     # Wrappers that end episodes go here
     env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening rounds int Boxes
+        if not isinstance(env.observation_space, Box):  # it rounds int Boxes
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -212,7 +210,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a reused info must not keep it
+            episodes.append(info.pop("ppo_episode"))  # info may be reused
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -221,10 +219,10 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     forward_outputs, values = agent(all_obs)
-    logprobs, _ = agent.log_prob_and_entropy(forward_outputs, actions)
+    logprobs, entropies = agent.log_prob_and_entropy(forward_outputs, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
-    check(logprobs.shape == values.shape == rewards.shape, "logprobs, values and rewards must be (B,)")
+    check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
@@ -284,7 +282,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes. Raises ValueError if none ends."""
+    """Mean of greedy episodes (resets env). Raises ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -310,7 +308,7 @@ def train(args):
     # Set up environment, agent and optimizer
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"--resume is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws new numbers
     random.seed(seed)
@@ -330,15 +328,15 @@ def train(args):
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
     last_returns = deque(maxlen=20)
-    solved = False
+    finished = False
     start_time = time.perf_counter()
     try:
-        while global_step < args.total_timesteps and not solved:
+        while not finished:
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
@@ -350,7 +348,7 @@ def train(args):
             if args.norm_value:  # first: the loss needs new std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # falling noise floor, or walkers stand
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # floor, or walkers stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # last: logprobs used the old RMS
                 agent.update_obs_stats(rollout["obs"])
@@ -359,6 +357,8 @@ def train(args):
             # Log to TensorBoard and terminal
             last_returns.extend(episode["r"] for episode in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
+            solved = len(last_returns) == 20 and mean_return >= args.target_return
+            finished = solved or global_step >= args.total_timesteps
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
             if episodes:
@@ -371,11 +371,9 @@ def train(args):
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
-            print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-            if global_step // args.num_steps % args.checkpoint_interval == 0 or global_step >= args.total_timesteps:
+            print(f"{status:<79}", end="\n" if finished or not sys.stdout.isatty() else "\r", flush=True)
+            if finished or global_step // args.num_steps % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
-            solved = len(last_returns) == 20 and mean_return >= args.target_return
-        print(end="\n" if sys.stdout.isatty() else "")  # end the status line
         if solved:
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:

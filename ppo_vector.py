@@ -86,8 +86,7 @@ class Args:
         for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
             check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
         check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
-        check(0 <= self.seed < 2**31, "--seed must be from 0 to 2**31 - 1")
-        check(self.eval_episodes >= 0, "--eval-episodes must be at least 0")
+        check(0 <= self.seed < 2**31 and self.eval_episodes >= 0, "--seed, --eval-episodes must be from 0 to 2**31 - 1")
         check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps for --num-minibatches")
         check(isinstance(self.env_kwargs, dict), "--env-kwargs must be a JSON object")
 
@@ -124,7 +123,7 @@ class ActorCritic(nn.Module):
         self.discrete = isinstance(action_space, Discrete)
         self.actor = layer_init(nn.Linear(args.hidden_size, flatdim(action_space)), gain=0.01)
         if not self.discrete:
-            self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))
+            self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))  # floor: see train
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
@@ -139,7 +138,7 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """The policy outputs of forward, in NumPy for speed; p is the state_dict. Keep in sync."""
+        """Policy outputs of forward, in NumPy for speed; p: state_dict. Keep in sync."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
@@ -153,12 +152,12 @@ class ActorCritic(nn.Module):
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
-    def update_return_stats(self, returns, weight):  # Chan et al. 1979; weight: rollout's share
+    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: of all steps
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
-        variance = (1 - weight) * self.return_std.item() ** 2 + weight * square - (weight * delta) ** 2
+        variance = (1 - share) * self.return_std.item() ** 2 + share * square - (share * delta) ** 2
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
-        self.return_mean += weight * delta
+        self.return_mean += share * delta
 
     # The distribution: edit all three together (the last takes tensors, the others NumPy)
     def sample(self, outputs, rng):
@@ -194,6 +193,7 @@ def make_envs(args, num_envs, video_folder=None):
     """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
+    before = repr(kwargs)
     wrappers = [DropInfo]  # put yours first (sync/async)
     try:
         try:
@@ -204,18 +204,18 @@ def make_envs(args, num_envs, video_folder=None):
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
-    check(kwargs.items() >= args.env_kwargs.items(), f"{args.env_id} changes env_kwargs: copy them")
+    check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:  # fail early
         envs.reset()
-        works = envs.render_mode in envs.metadata.get("render_modes", ()) and np.ndim(envs.render()[0]) == 3
-        check(find_spec("moviepy") and works, "--capture-video needs moviepy, and rgb_array images")
+        works = envs.render_mode in envs.metadata.get("render_modes", ()) and getattr(envs.render()[0], "ndim", 0) == 3
+        check(find_spec("moviepy") and works, "--capture-video needs moviepy and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening rounds int Boxes
+        if not isinstance(envs.single_observation_space, Box):  # it rounds int Boxes
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -272,15 +272,16 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
-    logprobs, _ = agent.log_prob_and_entropy(forward_outputs[valid], actions)
+    logprobs, entropies = agent.log_prob_and_entropy(forward_outputs[valid], actions)
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
-    check(logprobs.shape == actions.shape[:1] and values.shape[1:] == done.shape, "logprobs and values must be (B,)")
+    fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
+    check(fits, "logprobs, entropies and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
-    rollout |= {"logprobs": logprobs, "rewards": rewards, "valid": valid}
+    rollout |= {"logprobs": logprobs, "rewards": rewards[valid], "valid": valid}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values[:-1], "next_values": values[1:]}
     return rollout, transitions, obs, done, episodes
@@ -371,7 +372,7 @@ def train(args):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     saved = torch.load(args.resume, map_location="cpu") if args.resume else None
     start_step = saved["step"] if saved else 0
-    check(not saved or saved["args"]["env_id"] == args.env_id, f"{args.resume} is not for {args.env_id}")
+    check(not saved or saved["args"]["env_id"] == args.env_id, f"--resume is not for {args.env_id}")
     check(args.total_timesteps > start_step, f"raise --total-timesteps above {start_step}")
     seed = args.seed + start_step  # a resumed run draws new numbers
     random.seed(seed + rank)
@@ -393,16 +394,16 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # 1: else Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
     last_returns = deque(maxlen=20)
-    solved = False
+    finished = False
     ended = np.zeros_like(done)  # all must: short episodes end first
     start_time = time.perf_counter()
     try:
-        while global_step < args.total_timesteps and not solved:
+        while not finished:
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
@@ -417,7 +418,7 @@ def train(args):
             if args.norm_value:  # first: the loss needs new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if "log_std" in agent.state_dict():  # falling noise floor, or walkers stand
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # floor, or walkers stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # last: logprobs used the old RMS
                 agent.update_obs_stats(rollout["obs"])
@@ -429,6 +430,7 @@ def train(args):
             ended |= ~rollout["valid"].all(0)
             solved = ended.all() and len(last_returns) == 20 and mean_return >= args.target_return
             solved = average(torch.tensor(float(solved))) == 1  # in all processes
+            finished = solved or global_step >= args.total_timesteps
             if rank > 0:
                 continue
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
@@ -443,14 +445,12 @@ def train(args):
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
             status += f"{mean_return:.1f}  {sps:.0f} steps/s  {seconds_left:.0f} s left"
-            print(f"{status:<79}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-            if global_step // batch_size % args.checkpoint_interval == 0:
+            print(f"{status:<79}", end="\n" if finished or not sys.stdout.isatty() else "\r", flush=True)
+            if finished or global_step // batch_size % args.checkpoint_interval == 0:
                 save_checkpoint(path, args, global_step, agent, optimizer)
         if rank == 0:
-            print(end="\n" if sys.stdout.isatty() else "")  # end the status line
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
-            save_checkpoint(path, args, global_step, agent, optimizer)  # evaluation is long
             if args.eval_episodes:
                 envs.close()  # some allow only one
                 envs = make_envs(args, 1, path.parent / "videos")

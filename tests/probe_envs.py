@@ -435,9 +435,8 @@ for family in ("Discrete", "Box"):
     for probe in (Same, Alone, Filmed, Failing, GlobalRandom):
         register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
     register(f"Mixture{family}", Mixture, action_space=several)
-gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([101, 100])})
 gym.register("Changing-v0", Changing, kwargs=recorder | {"action_space": MultiDiscrete([3, 2])})
-gym.register("AlmostTooManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([100, 100])})
+gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([30] * 20)})
 
 
 class Table(gym.Env):
@@ -607,6 +606,13 @@ class Popping(Chain):
         super().__init__(rewards=[config.pop("reward", 0.0)], **kwargs)
 
 
+class AnyArgument(Chain):
+    """A Chain with an argument that it does not use."""
+
+    def __init__(self, data, **kwargs):
+        super().__init__(rewards=[0.0], **kwargs)
+
+
 class Faulty(Recorder):
     """A Recorder with a bug: an error of this type in `place`."""
 
@@ -642,9 +648,11 @@ for family in ("Discrete", "Box"):
     register(f"OwnCheck{family}", OwnCheck, **spaces)
     register(f"NoPicture{family}", Unpainted, **spaces)
     register(f"NonePicture{family}", Painter, picture=None, **spaces)
+    register(f"ListPicture{family}", Painter, picture=np.zeros((8, 8, 3), np.uint8).tolist(), **spaces)
     register(f"ObsMission{family}", Recorder, **spaces | {"observation_space": Dict(x=Box(-1, 1, (2,)), m=Mission())})
     register(f"Argument{family}", Sizable, action_space=ACTIONS[family])
     register(f"Popping{family}", Popping, action_space=ACTIONS[family])
+    register(f"AnyArgument{family}", AnyArgument, action_space=ACTIONS[family])
     for error in BUGS:
         for place in ("init", "reset", "step"):
             register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)

@@ -6,6 +6,7 @@ import reference
 import scipy.stats
 import torch
 from conftest import CASES, OBS_SPACE, assert_same, make_envs, once_per_script
+from gymnasium.spaces import MultiDiscrete
 
 OBS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
 
@@ -56,6 +57,24 @@ def test_log_probabilities_and_entropies_are_those_of_the_formulas(agent, family
     results = agent.log_prob_and_entropy(torch.tensor(outputs, dtype=torch.float32), torch.as_tensor(actions))
     for ours, theirs in zip(results, expected, strict=True):
         np.testing.assert_allclose(ours.detach(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("shape", [(4,), (2, 3)])
+def test_parts_of_an_action_are_independent(script, shape):
+    """The logits of each part stand together. Samples have the probabilities of theirs, whatever the others are."""
+    agent = script.ActorCritic(OBS_SPACE, MultiDiscrete(np.full(shape, 5)), script.Args())
+    logits = np.random.default_rng(3).normal(size=(*shape, 5))
+    policy = torch.distributions.Independent(torch.distributions.Categorical(logits=torch.tensor(logits)), len(shape))
+    rows = np.tile(logits.ravel(), (50_000, 1))
+    actions = agent.sample(rows, np.random.default_rng(4))
+    assert actions.shape == (50_000, *shape)
+    results = agent.log_prob_and_entropy(torch.tensor(rows), torch.as_tensor(actions))
+    torch.testing.assert_close(results[0], policy.log_prob(torch.as_tensor(actions)))
+    torch.testing.assert_close(results[1], policy.entropy().expand(50_000))
+    shares = (actions[..., None] == np.arange(5)).mean(0)
+    np.testing.assert_allclose(shares, softmax(logits), atol=0.01)
+    assert (agent.greedy(rows[0]) == logits.argmax(-1)).all()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)

@@ -12,7 +12,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import CASES, SCRIPTS, load, once_per_script, run_folder
+from conftest import CASES, SCRIPTS, load, make_envs, once_per_script, run_folder
 
 import ppo_vector
 
@@ -157,10 +157,12 @@ REFUSED = {
     "--num-minibatches 0": "--num-minibatches must be greater than 0",
     "--num-minibatches 5000": "--num-minibatches",
     "--device no-such-device": "cpu",
-    "--seed -1": "--seed must be from 0",
+    "--seed -1": "--seed, --eval-episodes must be from 0",
+    "--eval-episodes -1": "--seed, --eval-episodes must be from 0",
     "--capture-video --env-id probe_envs:Plain{family}-v0": "'render_mode'",
     "--capture-video --env-id probe_envs:NoPicture{family}-v0": "--capture-video needs",
     "--capture-video --env-id probe_envs:NonePicture{family}-v0": "--capture-video needs",
+    "--capture-video --env-id probe_envs:ListPicture{family}-v0": "--capture-video needs",
 }
 if not torch.cuda.is_available():
     REFUSED["--device cuda"] = "error: "
@@ -229,6 +231,14 @@ def test_an_environment_may_change_its_arguments(script, probe, tiny, record):
         script.train(args)
         assert {episode["r"] for *_, episodes in rollouts for episode in episodes} == {3}
         assert load(run_folder())["args"]["env_kwargs"] == args.env_kwargs == {"config": {"reward": 3}}
+
+
+@once_per_script
+@pytest.mark.parametrize("data", [np.arange(3), {"rows": np.arange(3)}, object()], ids=["array", "nested", "object"])
+def test_an_argument_may_be_anything(script, probe, data):
+    """Arrays have no single truth value, and a copy of an object differs from it."""
+    args = script.Args(env_id=probe("AnyArgument"), env_kwargs={"data": data})
+    make_envs(script, args).close()
 
 
 @discrete_cases

@@ -147,12 +147,14 @@ def test_actions_of_too_few_dimensions_are_one_line(agent, player, monkeypatch):
 def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
     """As of an action at the end of a bounded distribution."""
     log_prob = agent.log_prob_and_entropy
-    monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, None))
+    monkeypatch.setattr(
+        agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, log_prob(*args)[1])
+    )
     with pytest.raises(ValueError, match="NaN or Inf in logprobs: check distribution"):
         player().play(20, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("part", ["logprobs", "values"])
+@pytest.mark.parametrize("part", ["logprobs", "entropies", "values"])
 @pytest.mark.parametrize("num_steps", [2, 20])
 def test_a_forgotten_sum_or_squeeze_is_one_line(agent, player, monkeypatch, part, num_steps):
     """The loss would broadcast (B, 1) and (B,) to (B, B)."""
@@ -160,8 +162,13 @@ def test_a_forgotten_sum_or_squeeze_is_one_line(agent, player, monkeypatch, part
     if part == "values":
         monkeypatch.setattr(agent, "forward", lambda obs: (forward(obs)[0], forward(obs)[1][..., None]))
     else:
-        monkeypatch.setattr(agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0][..., None], None))
-    with pytest.raises(ValueError, match=r"values.* must be"):
+        column = ["logprobs", "entropies"].index(part)
+
+        def wrong(*args):
+            return [x[..., None] if i == column else x for i, x in enumerate(log_prob(*args))]
+
+        monkeypatch.setattr(agent, "log_prob_and_entropy", wrong)
+    with pytest.raises(ValueError, match=r"logprobs, entropies.* \(B,\)"):
         player().play(num_steps, np.random.default_rng(0))
 
 

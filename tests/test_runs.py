@@ -54,9 +54,10 @@ def test_on_a_terminal_one_line_is_written_over_itself(script, tiny, capsys, mon
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     script.train(tiny(total_timesteps=16 * 30, update_epochs=1, eval_episodes=3))
     *status, end = capsys.readouterr().out.split("\r")
-    assert len(status) == 30
+    assert len(status) == 29
     assert "\n" not in "".join(status)
-    _, evaluation, checkpoint = end.splitlines()
+    last, evaluation, checkpoint = end.splitlines()
+    assert last.startswith("100%  step 480 ")
     assert re.fullmatch(EVALUATION, evaluation)
     assert re.fullmatch(CHECKPOINT, checkpoint)
 

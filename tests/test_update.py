@@ -194,3 +194,18 @@ def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monk
     first = np.exp(-1)
     expected = [first, first, 0.75 * first, 1, 0.25 * first]  # the share that was left before each update
     np.testing.assert_allclose(stds, np.broadcast_to(np.reshape(expected, (5, 1)), np.shape(stds)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
+def test_noise_that_is_no_parameter_stays(script, tiny, monkeypatch):
+    """As in a copy with nn.Buffer in place of nn.Parameter."""
+    agent_class = script.ActorCritic
+
+    def fixed(*args):
+        agent = agent_class(*args)
+        del agent.log_std
+        agent.log_std = torch.nn.Buffer(torch.full(args[1].shape, -3.0))
+        return agent
+
+    monkeypatch.setattr(script, "ActorCritic", fixed)
+    assert (script.train(tiny()).log_std == -3).all()

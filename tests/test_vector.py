@@ -83,6 +83,7 @@ def test_rows_of_a_native_vector_environment_are_its_transitions(agent, probe):
     envs = make(probe("NativeRecorder"), 3)
     rollout, transitions, *_, episodes = play(envs, agent, 80)
     rewards, terminated, truncated = (transitions[name] for name in ("rewards", "terminated", "truncated"))
+    np.testing.assert_array_equal(rollout["rewards"], rewards[rollout["valid"]])
     expected = []
     for i, env in enumerate(envs.unwrapped.envs):
         valid = rollout["valid"][:, i]
