@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; skips zeros beyond 90%
+    def update_obs_stats(self, obs):  # clips outliers; at most 90% zeros count
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -155,14 +155,14 @@ class ActorCritic(nn.Module):
 
 
 def make_env(args, video_folder=None):
-    """Make an environment with observations (obs_dim,) and actions (K,), scaled to bounds."""
+    """Make an environment: observations (obs_dim,), actions (K,) scaled to bounds."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
         env = gym.make(args.env_id, **(film | deepcopy(args.env_kwargs)))  # envs may edit it
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (registered by a module? ale_py:ALE/Pong-v5)")
     if args.capture_video:  # fail early
         env.reset()
         works = env.render_mode in env.metadata.get("render_modes", ()) and getattr(env.render(), "ndim", 0) == 3
@@ -173,8 +173,8 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it rounds int Boxes
-            env = gym.wrappers.FlattenObservation(env)
+        if not isinstance(env.observation_space, Box):
+            env = gym.wrappers.FlattenObservation(env)  # rounds int Boxes
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
     space = env.action_space
@@ -322,13 +322,13 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with seed, env and rng draw alike
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` both would draw alike
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # >1: Ctrl-C may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
@@ -417,7 +417,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from check, weights, CUDA
+        # check, bad weights, no CUDA: one line
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

@@ -144,7 +144,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; skips zeros beyond 90%
+    def update_obs_stats(self, obs):  # clips outliers; at most 90% zeros count
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -203,7 +203,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (if a module registers it: ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (registered by a module? ale_py:ALE/Pong-v5)")
     check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:  # fail early
         envs.reset()
@@ -215,8 +215,8 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it rounds int Boxes
-            envs = vector.FlattenObservation(envs)
+        if not isinstance(envs.single_observation_space, Box):
+            envs = vector.FlattenObservation(envs)  # rounds int Boxes
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
     envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
@@ -224,7 +224,7 @@ def make_envs(args, num_envs, video_folder=None):
     if isinstance(space, Discrete):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     fits = isinstance(space, Box) and space.dtype.kind == "f"
-    check(fits, f"{args.env_id} has actions {space}, not Discrete or float Box")
+    check(fits, f"{args.env_id} has actions {space}, not Discrete, float Box; see ppo_discrete.py")
     # Finite bounds: map [-1, 1] to them; else only shift
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
@@ -386,7 +386,7 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with seed, env and rng draw alike
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with `seed` both would draw alike
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -394,7 +394,7 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # else Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # >1: Ctrl-C may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
     global_step = start_step
@@ -499,7 +499,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback from check, weights, CUDA
+        # check, bad weights, no CUDA: one line
         place = traceback.extract_tb(error.__traceback__)[-1]
         if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
             raise

@@ -181,12 +181,14 @@ def test_what_cannot_work_is_refused_in_words_that_help(main, family, tmp_path, 
 
 @once_per_script
 def test_actions_of_another_kind_are_refused_by_name(script, main):
-    other = {"ppo_discrete": ("Pendulum-v1", "ppo_continuous"), "ppo_continuous": ("CartPole-v1", "ppo_discrete")}
-    if script.__name__ in other:
-        env_id, name = other[script.__name__]
-        code, message = main("--env-id", env_id)
-        assert code == 1
-        assert message.endswith(f"{name}.py")
+    env_id, name = {
+        "ppo_discrete": ("Pendulum-v1", "ppo_continuous"),
+        "ppo_continuous": ("CartPole-v1", "ppo_discrete"),
+        "ppo_vector": ("probe_envs:ActMultiBinary-v0", "ppo_discrete"),
+    }[script.__name__]
+    code, message = main("--env-id", env_id)
+    assert code == 1
+    assert message.endswith(f"{name}.py")
 
 
 @discrete_cases
