@@ -2,6 +2,7 @@
 
 import copy
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -128,17 +129,19 @@ def test_an_evaluation_repeats_where_the_global_generators_are_used(script, prob
 
 
 @once_per_script
-def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, launch, tmp_path):
+def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, tmp_path, capsys):
     name, wrappers = ("envs", "vector") if hasattr(script, "make_envs") else ("env", "gym.wrappers")
     line = f'    {name} = {wrappers}.RecordEpisodeStatistics({name}, stats_key="ppo_episode")\n'
     source = Path(script.__file__).read_text()
     assert line in source
     wrapper = f"    {name} = {wrappers}.TransformReward({name}, lambda reward: 0 * reward)\n"
     (tmp_path / "edited.py").write_text(source.replace(line, line + wrapper))
+    copy = runpy.run_path(tmp_path / "edited.py")
     env_id = "Pendulum-v1" if script.__name__ == "ppo_continuous" else "CartPole-v1"
-    result = launch("edited.py", "--env-id", env_id, "--total-timesteps", 2048, "--eval-episodes", 3, PYTHONPATH="")
-    assert "mean return 0.0 " not in result.stdout.splitlines()[-2]
-    assert re.fullmatch(EVALUATION, result.stdout.splitlines()[-2]), result.stderr
+    copy["train"](copy["Args"](env_id=env_id, total_timesteps=2048, eval_episodes=3))
+    evaluation = capsys.readouterr().out.splitlines()[-2]
+    assert "mean return 0.0 " not in evaluation
+    assert re.fullmatch(EVALUATION, evaluation)
 
 
 @once_per_script
