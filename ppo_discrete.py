@@ -162,7 +162,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (registered by a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (from a module? ale_py:ALE/Pong-v5)")
     if args.capture_video:  # fail early
         env.reset()
         works = env.render_mode in env.metadata.get("render_modes", ()) and getattr(env.render(), "ndim", 0) == 3
@@ -223,7 +223,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values.cpu().numpy(), "next_values": next_values.cpu().numpy()}

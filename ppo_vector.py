@@ -203,7 +203,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (registered by a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (from a module? ale_py:ALE/Pong-v5)")
     check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:  # fail early
         envs.reset()
@@ -279,7 +279,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same, "edit numpy_actor like forward or pass --no-numpy-actor")
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards[valid], "valid": valid}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
