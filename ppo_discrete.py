@@ -412,8 +412,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # check, bad weights, no CUDA: one line
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        if (place.filename, place.name) != (__file__, "check") and place.name not in ("load_state_dict", "_lazy_init"):
+        # One line for check, weights, CUDA, log_dir
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        if (at.filename, at.name) != (__file__, "check") and at.name not in ("load_state_dict", "_lazy_init", "mkdir"):
             raise
         sys.exit(f"error: {error}")

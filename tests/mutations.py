@@ -398,6 +398,7 @@ FAULTS = [  # script, text, text with the fault, test
         'saved["optimizer"]',
         "test_checkpoints.py::test_a_changed_optimizer",
     ),
+    (V, ', "mkdir")', ")", "test_other_people.py::test_what_cannot_work"),
     (V, "wrappers = [DropInfo]", "wrappers = []", "test_other_people.py::test_nothing_in_an_info_stops"),
 ]
 

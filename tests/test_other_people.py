@@ -157,6 +157,7 @@ REFUSED = {
     "--num-minibatches 0": "--num-minibatches must be greater than 0",
     "--num-minibatches 5000": "--num-minibatches",
     "--device no-such-device": "cpu",
+    "--log-dir /dev/null": "Not a directory",
     "--seed -1": "--seed, --eval-episodes must be from 0",
     "--eval-episodes -1": "--seed, --eval-episodes must be from 0",
     "--capture-video --env-id probe_envs:Plain{family}-v0": "'render_mode'",
