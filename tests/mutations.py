@@ -324,7 +324,7 @@ FAULTS = [  # script, text, text with the fault, test
         "steps.append((obs, outputs, np.clip(action, -1, 1),",
         "test_rollout.py::test_rows_are_the_transitions_of_the_environment",
     ),
-    (D, ', "_lazy_init")', ")", "test_other_people.py::test_what_cannot_work"),
+    (D, '"_lazy_init", ', "", "test_other_people.py::test_what_cannot_work"),
     (C, "middle + half *", "half *", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
     (
         C,
