@@ -162,7 +162,7 @@ def make_env(args, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (from a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (if in a module: ale_py:ALE/Pong-v5)")
     if args.capture_video:  # fail early
         env.reset()
         works = env.render_mode in env.metadata.get("render_modes", ()) and getattr(env.render(), "ndim", 0) == 3

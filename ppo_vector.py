@@ -203,7 +203,7 @@ def make_envs(args, num_envs, video_folder=None):
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
-        check(False, f"{args.env_id}: {error} (from a module? ale_py:ALE/Pong-v5)")
+        check(False, f"{args.env_id}: {error} (if in a module: ale_py:ALE/Pong-v5)")
     check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")
     if args.capture_video:  # fail early
         envs.reset()
