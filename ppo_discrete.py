@@ -29,7 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, flatdim
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +45,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
-    target_return: float = float("inf")  # stop at this mean of 20 episodes
+    target_return: float = float("inf")  # stop if 20 episodes average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu: best for small networks
@@ -59,7 +59,7 @@ class Args:
     update_epochs: int = 10  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages once a rollout
+    norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
@@ -106,8 +106,11 @@ class ActorCritic(nn.Module):
         first = layer_init(nn.Linear(*obs_space.shape, args.hidden_size))
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
-        self.actor = layer_init(nn.Linear(args.hidden_size, flatdim(action_space)), gain=0.01)
         self.action_shape = action_space.shape
+        sizes = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
+        padded = np.arange(sizes.max()) >= sizes[..., None]
+        self.actor = layer_init(nn.Linear(args.hidden_size, padded.size), gain=0.01)
+        self.actor.bias.data[padded.ravel()] = -1e3  # padding, never drawn
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
@@ -135,7 +138,7 @@ class ActorCritic(nn.Module):
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
-    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: of all steps
+    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: new / all steps
         delta = returns.mean() - self.return_mean.item()
         variance = (1 - share) * (self.return_std.item() ** 2 + share * delta**2) + share * returns.var()
         self.return_std.fill_(max(variance, 1e-8) ** 0.5)
@@ -149,7 +152,7 @@ class ActorCritic(nn.Module):
         return outputs.reshape(*outputs.shape[:-1], *self.action_shape, -1).argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.reshape(*actions.shape, -1).log_softmax(-1).clamp(min=-1e9)  # if masked: 0 * -inf = NaN
+        logp = outputs.reshape(*actions.shape, -1).log_softmax(-1).clamp(min=-1e9)  # masked: 0 * -inf = NaN
         logprobs = logp.gather(-1, actions[..., None]).flatten(1).sum(-1)
         return logprobs, -(logp.exp() * logp).flatten(1).sum(-1)
 
@@ -173,25 +176,22 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):
-            env = gym.wrappers.FlattenObservation(env)  # rounds int Boxes
+        if not isinstance(env.observation_space, Box):  # truncates int Box
+            env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    if isinstance(space, Discrete):
-        return gym.wrappers.TransformAction(env, lambda a: (space.start + a).astype(space.dtype), Discrete(space.n))
-    # Each part gets as many choices as the largest; % repeats some
     sizes = np.full(space.shape, getattr(space, "nvec", 2))
-    choices = MultiDiscrete(np.full(space.shape, sizes.max()))
+    choices = Discrete(space.n) if isinstance(space, Discrete) else MultiDiscrete(sizes)
     start = getattr(space, "start", 0)
-    return gym.wrappers.TransformAction(env, lambda a: (a % sizes + start).astype(space.dtype), choices)
+    return gym.wrappers.TransformAction(env, lambda a: (start + a).astype(space.dtype), choices)
 
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
-    """Play from obs, greedy without rng. Returns rollout, transitions, obs, episodes."""
+    """Play; greedy without rng. Returns data for ppo_update and compute_gae, obs, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     steps = []
@@ -215,14 +215,14 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     # Redo in torch: ratios start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
-    forward_outputs, values = agent(all_obs)
-    logprobs, entropies = agent.log_prob_and_entropy(forward_outputs, actions)
+    torch_outputs, values = agent(all_obs)
+    logprobs, entropies = agent.log_prob_and_entropy(torch_outputs, actions)
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
-    same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
+    same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
@@ -279,7 +279,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes (resets env). Raises ValueError if none ends."""
+    """Mean of greedy episodes. Resets env: in train use another. ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -319,15 +319,15 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` both would draw alike
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # `seed` would make env repeat rng
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # >1: Ctrl-C may hang
+    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
+    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # unlike add_hparams
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
@@ -337,15 +337,15 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): loading refuses NumPy's
+                for group in optimizer.param_groups:  # a NumPy lr would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # first: the loss needs new std
+            if args.norm_value:  # before: the loss uses new std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if args.norm_obs:  # last: logprobs used the old RMS
+            if args.norm_obs:  # after: logprobs used old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += args.num_steps
 
@@ -373,7 +373,7 @@ def train(args):
             print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
         if args.eval_episodes:
             if args.capture_video:
-                env.close()  # some allow only one
+                env.close()  # some allow one env
                 env = make_env(args, path.parent / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after errors, signals
@@ -412,7 +412,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line for check, weights, CUDA, log_dir
+        # No traceback: check, weights, CUDA, log_dir
         at = traceback.extract_tb(error.__traceback__)[-1]
         if (at.filename, at.name) != (__file__, "check") and at.name not in ("load_state_dict", "_lazy_init", "mkdir"):
             raise

@@ -48,7 +48,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
-    target_return: float = float("inf")  # stop at this mean of 20 episodes
+    target_return: float = float("inf")  # stop if 20 episodes average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu: best for small networks
@@ -58,13 +58,13 @@ class Args:
     learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3
     anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_envs: int = 16  # environments of each process
-    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # vector_entry_point, else sync
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: entry point, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 5  # passes over a rollout; 3 to 20
     gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
-    norm_adv: bool = True  # normalize advantages once a rollout
+    norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
@@ -152,7 +152,7 @@ class ActorCritic(nn.Module):
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
-    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: of all steps
+    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: new / all steps
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
         variance = (1 - share) * self.return_std.item() ** 2 + share * square - (share * delta) ** 2
@@ -170,7 +170,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if masked by -inf: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # masked by -inf: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -190,7 +190,7 @@ class DropInfo(gym.Wrapper):
 
 
 def make_envs(args, num_envs, video_folder=None):
-    """Make environments with observations (N, obs_dim), actions (N,) or (N, K) in their bounds."""
+    """Make environments: observations (N, obs_dim), actions (N,) or any real (N, K)."""
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
     before = repr(kwargs)
@@ -215,8 +215,8 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):
-            envs = vector.FlattenObservation(envs)  # rounds int Boxes
+        if not isinstance(envs.single_observation_space, Box):  # truncates int Box
+            envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
     envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
@@ -240,7 +240,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
-    """Play, greedy without rng. Returns rollout, transitions (T, N), obs, done, episodes."""
+    """Play; greedy without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
     agent.eval()
     p = {name: value.cpu().numpy() for name, value in agent.state_dict().items()}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -257,7 +257,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated, truncated = np.array([terminated, truncated], bool)
-        # ~done is valid: steps after an end only reset
+        # valid: not the reset step after an end
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
@@ -269,16 +269,16 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
     # Redo in torch: ratios start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
-    forward_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
-    forward_outputs = forward_outputs.unflatten(0, all_obs.shape[:2])[:-1]
+    torch_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
+    torch_outputs = torch_outputs.unflatten(0, all_obs.shape[:2])[:-1]
     values = values.unflatten(0, all_obs.shape[:2]).cpu().numpy()
-    logprobs, entropies = agent.log_prob_and_entropy(forward_outputs[valid], actions)
+    logprobs, entropies = agent.log_prob_and_entropy(torch_outputs[valid], actions)
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
     check(fits, "logprobs, entropies and values must be (B,)")
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
-    same = not args.numpy_actor or np.allclose(outputs, forward_outputs.cpu(), rtol=1e-3, atol=atol)
+    same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards[valid], "valid": valid}
@@ -386,7 +386,7 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with `seed` both would draw alike
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # `seed` would make env repeat rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -394,20 +394,20 @@ def train(args):
     path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # >1: Ctrl-C may hang
+        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # makes no subfolder
+        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # unlike add_hparams
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
-    ended = np.zeros_like(done)  # all must: short episodes end first
+    ended = np.zeros_like(done)  # all envs: short episodes end first
     start_time = time.perf_counter()
     try:
         while not finished:
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # float(): loading refuses NumPy's
+                for group in optimizer.param_groups:  # a NumPy lr would not load
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -415,12 +415,12 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = args.num_steps * args.num_envs * world_size
-            if args.norm_value:  # first: the loss needs new std
+            if args.norm_value:  # before: the loss uses new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # floor, or walkers stand
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # last: logprobs used the old RMS
+            if args.norm_obs:  # after: logprobs used old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
@@ -431,7 +431,7 @@ def train(args):
             solved = ended.all() and len(last_returns) == 20 and mean_return >= args.target_return
             solved = average(torch.tensor(float(solved))) == 1  # in all processes
             finished = solved or global_step >= args.total_timesteps
-            if rank > 0:
+            if rank > 0:  # no average below
                 continue
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
@@ -452,7 +452,7 @@ def train(args):
             if solved:
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
-                envs.close()  # some allow only one
+                envs.close()  # some allow one env
                 envs = make_envs(args, 1, path.parent / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after errors, signals
@@ -499,7 +499,7 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # One line for check, weights, CUDA, log_dir
+        # No traceback: check, weights, CUDA, log_dir
         at = traceback.extract_tb(error.__traceback__)[-1]
         if (at.filename, at.name) != (__file__, "check") and at.name not in ("load_state_dict", "_lazy_init", "mkdir"):
             raise

@@ -280,11 +280,11 @@ FAULTS = [  # script, text, text with the fault, test
     (C, 'isinstance(getattr(agent, "log_std", None), nn.Parameter)', "True", "test_update.py::test_noise_that_is_no"),
     (V, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
     (C, "clamp_(min=args.log_std_init", "clamp_(min=-99 + args.log_std_init", "test_update.py::test_noise_falls"),
-    (D, "a % sizes + start", "a % sizes", "test_spaces.py::test_every_combination_can_be_chosen"),
+    (D, "start + a", "a", "test_spaces.py::test_every_combination_can_be_chosen"),
     (
         D,
-        "a % sizes + start",
-        "np.minimum(a, sizes - 2) + start",
+        "(start + a)",
+        "(start + np.minimum(a, sizes - 2))",
         "test_spaces.py::test_every_combination_can_be_chosen",
     ),
     (
@@ -293,6 +293,7 @@ FAULTS = [  # script, text, text with the fault, test
         ".flatten(1)[:, 0]\n        return",
         "test_agent.py::test_parts_of_an_action",
     ),
+    (D, "padded.ravel()] = -1e3", "padded.ravel()] = -1", "test_agent.py::test_uneven_parts"),
     (D, "== entropies.shape ", "", "test_rollout.py::test_a_forgotten_sum"),
     (
         V,

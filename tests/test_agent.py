@@ -77,6 +77,28 @@ def test_parts_of_an_action_are_independent(script, shape):
     assert (agent.greedy(rows[0]) == logits.argmax(-1)).all()
 
 
+@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("sizes", [[2, 3, 7, 1], [[2, 3], [3, 1]]])
+def test_uneven_parts_have_their_own_choices_and_no_other(script, sizes):
+    """Before and after an update: each starts uniform over its own, as the entropy says, and never leaves them."""
+    args = script.Args(num_steps=500, learning_rate=0.1)
+    agent = script.ActorCritic(OBS_SPACE, MultiDiscrete(sizes), args)
+    rng = np.random.default_rng(5)
+    for scale in (1, 0):
+        outputs, _ = agent(torch.as_tensor(OBS[:1]).repeat(500, 1))
+        actions = agent.sample(outputs.detach().numpy(), rng)
+        assert (actions < sizes).all() and (agent.greedy(outputs[0].detach().numpy()) < sizes).all()
+        logprobs, entropies = agent.log_prob_and_entropy(outputs, torch.as_tensor(actions))
+        if scale:
+            assert (actions.max(0) == np.array(sizes) - 1).all()
+            np.testing.assert_allclose(logprobs.detach(), -np.log(np.prod(sizes)), atol=0.1)
+            np.testing.assert_allclose(entropies.detach(), np.log(np.prod(sizes)), atol=0.01)
+        optimizer = torch.optim.Adam(agent.parameters(), lr=0.1, weight_decay=0.1)
+        rollout = {"obs": torch.as_tensor(OBS[:1]).repeat(500, 1), "actions": torch.as_tensor(actions)}
+        rollout |= {"logprobs": logprobs.detach(), "rewards": np.ones(500)}
+        script.ppo_update(agent, optimizer, rollout, rng.normal(size=500), np.ones(500), args, rng)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
 def test_a_mask_of_minus_infinity_leaves_the_gradient_finite(agent):
     logits = torch.randn(20, 30, requires_grad=True)
