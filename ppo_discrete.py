@@ -360,8 +360,8 @@ def train(args):
                 metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
                 metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
                 metrics["charts/episodic_return_20"] = mean_return
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, global_step)
+            for tag, value in metrics.items():
+                writer.add_scalar(tag, value, global_step)
             writer.flush()  # no gap after a kill
             seconds_left = max(args.total_timesteps - global_step, 0) / sps
             status = f"{global_step / args.total_timesteps:4.0%}  step {global_step}  mean return "
