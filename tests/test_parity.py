@@ -39,6 +39,7 @@ DELIBERATE = {
         "Args.learning_rate": "measured: fewer and larger steps cost less time",
         "Args.update_epochs": "measured: fewer and larger steps cost less time",
         "Args.hidden_size": "measured: fewer and larger steps cost less time",
+        "Args.num_minibatches": "the comment has the recipe for Box actions",
         "Args.vf_coef": "measured: LunarLander ends higher",
         "Args.total_timesteps": "a reset is a step of its own",
         "Args.__post_init__": "the number of environments is one more that must be positive",
