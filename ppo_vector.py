@@ -51,7 +51,7 @@ class Args:
     target_return: float = float("inf")  # stop if 20 episodes average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
-    device: Literal["cpu", "cuda"] = "cpu"  # cpu: best for small networks
+    device: Literal["cpu", "cuda"] = "cpu"  # cpu suits small networks
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
@@ -70,7 +70,7 @@ class Args:
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
-    max_grad_norm: float = 0.5  # longer gradients are scaled to this
+    max_grad_norm: float = 0.5  # clip gradients to this norm
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 64  # width of both hidden layers; Box: 128
     log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 1
