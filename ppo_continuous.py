@@ -6,8 +6,7 @@
 
     python ppo_continuous.py --env-id Pendulum-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, values and advantages are normalized; asinh limits outliers.
+Start at `train`. Papers: arXiv 1707.06347 (PPO), 1506.02438 (GAE). Added: normalization.
 """
 
 import json
@@ -326,11 +325,12 @@ def train(args):
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
-    path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
+    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    path = folder / "checkpoint.pt"
+    folder.mkdir(parents=True, exist_ok=bool(args.resume))
+    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # unlike add_hparams
+    writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
@@ -379,7 +379,7 @@ def train(args):
         if args.eval_episodes:
             if args.capture_video:
                 env.close()  # some allow one env
-                env = make_env(args, path.parent / "videos")
+                env = make_env(args, folder / "videos")
             writer.add_scalar("eval/mean_return", evaluate(agent, env, args), global_step)
     finally:  # also after errors, signals
         save_checkpoint(path, args, global_step, agent, optimizer)

@@ -6,8 +6,7 @@
 
     python ppo_vector.py --env-id CartPole-v1
 
-Start reading at `train`. Papers: PPO (arXiv 1707.06347), GAE (1506.02438). Added here:
-observations, values, advantages are normalized; asinh limits outliers; processes average weights.
+Start at `train`. Papers: arXiv 1707.06347, 1506.02438 (GAE). Added: normalization, torchrun.
 """
 
 import json
@@ -219,7 +218,7 @@ def make_envs(args, num_envs, video_folder=None):
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
-    envs = vector.TransformObservation(envs, lambda o: o.reshape(num_envs, *flat.shape), None, flat)
+    envs = vector.TransformObservation(envs, lambda o: o.reshape(len(o), *flat.shape), None, flat)
     space = envs.single_action_space
     if isinstance(space, Discrete):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
@@ -391,12 +390,13 @@ def train(args):
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    path = Path(args.resume or Path(args.log_dir, name, "checkpoint.pt"))
+    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    path = folder / "checkpoint.pt"
     if rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(path.parent, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        writer.file_writer.add_summary(hparams_pb(flags, path.parent.name))  # unlike add_hparams
+        writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
@@ -453,7 +453,7 @@ def train(args):
                 print(f"solved: mean return {mean_return:.1f} over the last 20 episodes at step {global_step}")
             if args.eval_episodes:
                 envs.close()  # some allow one env
-                envs = make_envs(args, 1, path.parent / "videos")
+                envs = make_envs(args, 1, folder / "videos")
                 writer.add_scalar("eval/mean_return", evaluate(agent, envs, args), global_step)
     finally:  # also after errors, signals
         if rank == 0:

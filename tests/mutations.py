@@ -241,8 +241,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, ", num_steps=64", "", "test_other_people.py::test_an_evaluation_plays_few"),
     (
         D,
-        'Path(args.log_dir, name, "checkpoint.pt")',
-        'f"{args.log_dir}/{name}/checkpoint.pt"',
+        "Path(args.log_dir, name)",
+        'Path(f"{args.log_dir}/{name}")',
         "test_other_people.py::test_an_empty_log_dir",
     ),
     (D, "            random.seed(args.seed)\n", "", "test_runs.py::test_an_evaluation_repeats"),
@@ -294,6 +294,13 @@ FAULTS = [  # script, text, text with the fault, test
         "test_agent.py::test_parts_of_an_action",
     ),
     (D, "padded.ravel()] = -1e3", "padded.ravel()] = -1", "test_agent.py::test_uneven_parts"),
+    (V, "o.reshape(len(o)", "o.reshape(num_envs", "test_vector.py::test_native_observations"),
+    (
+        D,
+        'folder / "checkpoint.pt"',
+        "Path(args.resume or folder / 'checkpoint.pt')",
+        "test_checkpoints.py::test_a_run_that",
+    ),
     (D, "== entropies.shape ", "", "test_rollout.py::test_a_forgotten_sum"),
     (
         V,

@@ -139,6 +139,15 @@ def test_a_checkpoint_of_a_resumed_run_loads_and_does_not_resume_itself(script, 
 
 
 @once_per_script
+def test_a_run_that_is_resumed_from_a_copy_leaves_the_copy_alone(script, tiny):
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    best = Path(shutil.copy(path, run_folder() / "best.pt"))
+    script.train(tiny(total_timesteps=128, resume=str(best)))
+    assert [torch.load(each)["step"] for each in (best, path)] == [64, 128]
+
+
+@once_per_script
 def test_a_changed_optimizer_is_not_changed_back_by_a_checkpoint(script, tiny, monkeypatch):
     """Its moments are the saved ones, its settings those of the script."""
     script.train(tiny())

@@ -117,6 +117,16 @@ def test_every_mode_has_next_step_autoreset(mode):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_native_observations_must_be_rows(monkeypatch):
+    """Columns (dim, N) would mix the environments."""
+    reset = probe_envs.NativeRecorder.reset
+    envs = make("probe_envs:NativeRecorderDiscrete-v0", 2)
+    envs.reset()
+    monkeypatch.setattr(probe_envs.NativeRecorder, "reset", lambda *a, **k: (reset(*a, **k)[0].T, {}))
+    with pytest.raises(ValueError, match="reshape"):
+        envs.reset()
+
+
 @pytest.mark.parametrize("name", ["NativeSameStep", "NativeUntold"])
 def test_a_vector_environment_without_next_step_autoreset_is_refused(name):
     with pytest.raises(ValueError, match="has no NEXT_STEP autoreset"):
