@@ -63,7 +63,7 @@ class Args:
     norm_obs: bool = True  # divide observations by their root mean square
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
-    vf_coef: float = 1.0  # weight of value loss; 0.5 to 2
+    vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # clip gradients to this norm
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
     hidden_size: int = 128  # width of both hidden layers

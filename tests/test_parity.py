@@ -27,6 +27,7 @@ DELIBERATE = {
         "Args.num_steps": "measured: and longer rollouts",
         "Args.num_minibatches": "measured: of as many rows",
         "Args.ent_coef": "measured: more noise costs more of the return",
+        "Args.vf_coef": "measured: HalfCheetah and LunarLander end higher",
         "ActorCritic.__init__": GAUSSIAN,
         "ActorCritic.sample": GAUSSIAN,
         "ActorCritic.greedy": GAUSSIAN,
