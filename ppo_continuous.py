@@ -172,7 +172,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # truncates int Box
+        if not isinstance(env.observation_space, Box):  # flattening truncates int Boxes
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -281,7 +281,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes. Resets env: in train use another. ValueError if none ends."""
+    """Mean of greedy episodes. Resets env: while training use another. ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -321,14 +321,14 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # `seed` would make env repeat rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
     folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
     path = folder / "checkpoint.pt"
     folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
+    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
     global_step = start_step

@@ -214,7 +214,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # truncates int Box
+        if not isinstance(envs.single_observation_space, Box):  # flattening truncates int Boxes
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -385,7 +385,7 @@ def train(args):
     if saved:  # lr comes from flags
         agent.load_state_dict(saved["agent"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # `seed` would make env repeat rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
@@ -394,7 +394,7 @@ def train(args):
     path = folder / "checkpoint.pt"
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit can wait this
+        writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
     global_step = start_step
