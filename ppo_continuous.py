@@ -44,7 +44,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
-    target_return: float = float("inf")  # stop if 20 episodes average this
+    target_return: float = np.inf  # stop if 20 episodes average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu suits small networks
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10, always
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -128,7 +128,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; at most 90% zeros count
+    def update_obs_stats(self, obs):  # clips outliers; <= 9 zeros count per nonzero
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -172,7 +172,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening truncates int Boxes
+        if not isinstance(env.observation_space, Box):  # flattening casts to the dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -209,7 +209,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # info may be reused
+            episodes.append(info.pop("ppo_episode"))  # a reused info keeps it
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -225,7 +225,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
     transitions |= {"values": values.cpu().numpy(), "next_values": next_values.cpu().numpy()}
@@ -248,8 +248,8 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
-    largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    hint = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
+    hint = "NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: "
+    hint += f"{rollout['obs'].abs().max():.2g} and {abs(rollout['rewards']).max():.2g})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -330,7 +330,7 @@ def train(args):
     folder.mkdir(parents=True, exist_ok=bool(args.resume))
     writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-    writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
+    writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
@@ -406,7 +406,7 @@ if __name__ == "__main__":
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
-            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
+            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs  # merged
         if args.evaluate is not None:
             random.seed(args.seed)
             np.random.seed(args.seed)
@@ -417,8 +417,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback: check, weights, CUDA, log_dir
         at = traceback.extract_tb(error.__traceback__)[-1]
-        if (at.filename, at.name) != (__file__, "check") and at.name not in ("load_state_dict", "_lazy_init", "mkdir"):
+        known = at.name in ("load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
+        if not known and (at.filename, at.name) != (__file__, "check"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}")  # no traceback

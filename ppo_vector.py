@@ -47,7 +47,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
-    target_return: float = float("inf")  # stop if 20 episodes average this
+    target_return: float = np.inf  # stop if 20 episodes average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu suits small networks
@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10, always
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -143,7 +143,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; at most 90% zeros count
+    def update_obs_stats(self, obs):  # clips outliers; <= 9 zeros count per nonzero
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -169,7 +169,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # masked by -inf: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf masks: 0 * -inf = NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -214,7 +214,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening truncates int Boxes
+        if not isinstance(envs.single_observation_space, Box):  # flattening casts to the dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     flat = flatten_space(envs.single_observation_space)
@@ -260,7 +260,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
-        info.pop("_ppo_episode", None)  # info may be reused
+        info.pop("_ppo_episode", None)  # a reused info keeps it
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
@@ -278,7 +278,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(logprobs.isfinite().all(), "NaN or Inf in logprobs: check distribution, --learning-rate")
     atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
-    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; RNNs fail")
+    check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards[valid], "valid": valid}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
@@ -302,8 +302,8 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     advantages, returns = torch.as_tensor(np.float32([advantages, returns]), device=args.device)
-    largest = f"{rollout['obs'].abs().max():.2g} and {np.abs(rollout['rewards']).max():.2g}"
-    hint = f"NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: {largest})"
+    hint = "NaN or Inf in the loss: try --norm-obs or a lower --learning-rate (largest observation, reward: "
+    hint += f"{rollout['obs'].abs().max():.2g} and {abs(rollout['rewards']).max():.2g})"
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             outputs, values = agent(rollout["obs"][rows])
@@ -396,7 +396,7 @@ def train(args):
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
         writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
-        writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # unlike add_hparams
+        writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
@@ -488,7 +488,7 @@ if __name__ == "__main__":
             saved = torch.load(checkpoint, map_location="cpu")
             check({"num_envs"} <= saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
-            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
+            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs  # merged
         if args.evaluate is not None:
             random.seed(args.seed)
             np.random.seed(args.seed)
@@ -499,8 +499,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        # No traceback: check, weights, CUDA, log_dir
         at = traceback.extract_tb(error.__traceback__)[-1]
-        if (at.filename, at.name) != (__file__, "check") and at.name not in ("load_state_dict", "_lazy_init", "mkdir"):
+        known = at.name in ("load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
+        if not known and (at.filename, at.name) != (__file__, "check"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}")  # no traceback

@@ -293,7 +293,7 @@ FAULTS = [  # script, text, text with the fault, test
         ".flatten(1)[:, 0]\n        return",
         "test_agent.py::test_parts_of_an_action",
     ),
-    (D, "padded.ravel()] = -1e3", "padded.ravel()] = -1", "test_agent.py::test_uneven_parts"),
+    (D, "unused.ravel()] = -1e3", "unused.ravel()] = -1", "test_agent.py::test_uneven_parts"),
     (V, "o.reshape(len(o)", "o.reshape(num_envs", "test_vector.py::test_native_observations"),
     (
         D,
