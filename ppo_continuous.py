@@ -179,14 +179,14 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not a float Box; for Discrete use ppo_discrete.py")
-    # Finite bounds: map [-1, 1] to them; else only shift
+    # Finite bounds: map [-1, 1] to them; else shift 0 into them
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
     half = np.where(bounded, (high - low) / 2, 1)
     middle = np.where(bounded, low + half, np.clip(0, low, high))
 
     def to_bounds(action):
-        return unflatten(space, np.fmin(np.fmax(middle + half * action, low), high))  # clip; drops NaN
+        return unflatten(space, np.fmin(np.fmax(middle + half * action, low), high))  # clip; NaN to low
 
     return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, low.shape))
 
@@ -209,7 +209,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a reused info keeps it
+            episodes.append(info.pop("ppo_episode"))  # envs may reuse info
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
@@ -348,7 +348,7 @@ def train(args):
             if args.norm_value:  # before: the loss uses new std
                 agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # floor, or walkers stand
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std >= first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # after: logprobs used old RMS
                 agent.update_obs_stats(rollout["obs"])

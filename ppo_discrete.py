@@ -206,7 +206,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
         steps.append((obs, outputs, action, reward, np.array(next_obs, np.float32), bool(terminated), bool(truncated)))
         obs = next_obs
         if terminated or truncated:
-            episodes.append(info.pop("ppo_episode"))  # a reused info keeps it
+            episodes.append(info.pop("ppo_episode"))  # envs may reuse info
             obs, _ = env.reset()
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))

@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
 
-    def update_return_stats(self, returns, share):  # Chan et al. 1979; share: new / all steps
+    def update_return_stats(self, returns, share):  # about the old mean; share: new / all steps
         centered = returns - self.return_mean.item()
         delta, square = average(torch.tensor([centered.mean(), (centered**2).mean()])).tolist()
         variance = (1 - share) * self.return_std.item() ** 2 + share * square - (share * delta) ** 2
@@ -193,17 +193,17 @@ def make_envs(args, num_envs, video_folder=None):
     film = {"render_mode": "rgb_array"} if args.capture_video else {}
     kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
     before = repr(kwargs)
-    wrappers = [DropInfo]  # put yours first (sync/async)
+    wrappers = []  # put yours here (sync/async)
     try:
         try:
-            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=[*wrappers, DropInfo], **kwargs)
         except gym.error.Error:  # vector_entry_point takes none
-            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers[:-1], **kwargs)
+            envs = gym.make_vec(args.env_id, num_envs, wrappers=wrappers, **kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
         check(False, f"{args.env_id}: {error} (if in a module: ale_py:ALE/Pong-v5)")
-    check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")
+    check(repr(kwargs) == before, f"{args.env_id} changes env_kwargs: copy them")  # shared
     if args.capture_video:  # fail early
         envs.reset()
         works = envs.render_mode in envs.metadata.get("render_modes", ()) and getattr(envs.render()[0], "ndim", 0) == 3
@@ -224,14 +224,14 @@ def make_envs(args, num_envs, video_folder=None):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not Discrete, float Box; see ppo_discrete.py")
-    # Finite bounds: map [-1, 1] to them; else only shift
+    # Finite bounds: map [-1, 1] to them; else shift 0 into them
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
     half = np.where(bounded, (high - low) / 2, 1)
     middle = np.where(bounded, low + half, np.clip(0, low, high))
 
     def to_bounds(action):
-        action = np.fmin(np.fmax(middle + half * action, low), high)  # clip; drops NaN
+        action = np.fmin(np.fmax(middle + half * action, low), high)  # clip; NaN to low
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
     return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, low.shape))
@@ -256,11 +256,11 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
         obs, reward, terminated, truncated, info = envs.step(action)
         terminated, truncated = np.array([terminated, truncated], bool)
-        # valid: not the reset step after an end
+        # valid: False where a step only resets (NEXT_STEP)
         steps.append((outputs, action, np.array(reward), terminated, truncated, ~done))
         done = terminated | truncated
         statistics = info.pop("ppo_episode", None)
-        info.pop("_ppo_episode", None)  # a reused info keeps it
+        info.pop("_ppo_episode", None)  # envs may reuse info
         episodes += [{key: statistics[key][i] for key in ("r", "l")} for i in np.flatnonzero(done)]
     all_obs[-1] = obs
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
@@ -282,7 +282,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
     rollout |= {"logprobs": logprobs, "rewards": rewards[valid], "valid": valid}
     transitions = {"rewards": np.float64(rewards), "terminated": terminated, "truncated": truncated}
-    transitions |= {"values": values[:-1], "next_values": values[1:]}
+    transitions |= {"values": values[:-1], "next_values": values[1:]}  # true next obs
     return rollout, transitions, obs, done, episodes
 
 
@@ -328,7 +328,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
-        if dist.is_initialized():  # cheaper than averaging gradients
+        if dist.is_initialized():  # local SGD: cheaper than averaging gradients
             parameters = average(nn.utils.parameters_to_vector(agent.parameters()).detach())
             nn.utils.vector_to_parameters(parameters, agent.parameters())
         epoch_kl = torch.tensor(metrics["approx_kl"][-args.num_minibatches :]).mean()
@@ -400,7 +400,7 @@ def train(args):
     global_step = start_step
     last_returns = deque(maxlen=20)
     finished = False
-    ended = np.zeros_like(done)  # all envs: short episodes end first
+    ended = np.zeros_like(done)  # envs with an end; short episodes end first
     start_time = time.perf_counter()
     try:
         while not finished:
@@ -418,7 +418,7 @@ def train(args):
             if args.norm_value:  # before: the loss uses new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # floor, or walkers stand
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std >= first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # after: logprobs used old RMS
                 agent.update_obs_stats(rollout["obs"])
@@ -427,11 +427,11 @@ def train(args):
             # Log to TensorBoard and terminal
             last_returns.extend(episode["r"] for episode in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
-            ended |= ~rollout["valid"].all(0)
+            ended |= (~rollout["valid"]).any(0)
             solved = ended.all() and len(last_returns) == 20 and mean_return >= args.target_return
             solved = average(torch.tensor(float(solved))) == 1  # in all processes
             finished = solved or global_step >= args.total_timesteps
-            if rank > 0:  # no average below
+            if rank > 0:  # no average() below
                 continue
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
@@ -461,8 +461,8 @@ def train(args):
             writer.close()
             print(f"checkpoint: {path}")
         with suppress(Exception):  # workers may be dead
-            envs.close(**{"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {})
-        envs.closed = True  # or __del__ prints a traceback
+            envs.close(**({"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {}))
+        envs.closed = True  # if that failed, __del__ retries
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # else gloo may abort
@@ -476,7 +476,7 @@ if __name__ == "__main__":
             signal.signal(each, signal.SIG_IGN)  # finish saving
         sys.exit(128 + number)
 
-    if hasattr(os, "fork"):  # SIGTERM ends workers
+    if hasattr(os, "fork"):  # workers: not `stop`
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

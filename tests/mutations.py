@@ -210,7 +210,7 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        """            envs.close(**{"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {})""",
+        """            envs.close(**({"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {}))""",
         "            pass",
         "test_other_people.py::test_an_error_closes_the_environment",
     ),
@@ -383,7 +383,7 @@ FAULTS = [  # script, text, text with the fault, test
         "            if False:",
         "test_vector.py::test_two_processes_train_as_one",
     ),
-    (V, "wrappers[:-1]", "[]", "test_vector.py::test_wrappers_of_one_environment"),
+    (V, "wrappers=wrappers, **kwargs", "wrappers=[], **kwargs", "test_vector.py::test_wrappers_of_one_environment"),
     (
         V,
         ' if hasattr(envs.unwrapped, "step_async") else {}',
@@ -407,7 +407,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_checkpoints.py::test_a_changed_optimizer",
     ),
     (V, ', "mkdir")', ")", "test_other_people.py::test_what_cannot_work"),
-    (V, "wrappers = [DropInfo]", "wrappers = []", "test_other_people.py::test_nothing_in_an_info_stops"),
+    (V, "[*wrappers, DropInfo]", "wrappers", "test_other_people.py::test_nothing_in_an_info_stops"),
 ]
 
 

@@ -308,7 +308,7 @@ def missing(env):
 def test_wrappers_of_one_environment_are_never_dropped(env_id, wrapper, message):
     """Of a native form, or where one of them does not work."""
     edited = {"__name__": "edited", "__file__": "edited.py", "wrapper": wrapper}
-    exec(Path(ppo_vector.__file__).read_text().replace("[DropInfo]", "[wrapper, DropInfo]"), edited)
+    exec(Path(ppo_vector.__file__).read_text().replace("wrappers = []", "wrappers = [wrapper]"), edited)
     with pytest.raises(ValueError, match=message):
         edited["make_envs"](edited["Args"](env_id=env_id), 2)
 
