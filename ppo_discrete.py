@@ -90,8 +90,7 @@ def check(passed, message, error=ValueError):
         raise error(message)
 
 
-def layer_init(layer, gain=2**0.5):
-    """Give a layer orthogonal weights (Saxe et al. 2014) and biases of 0."""
+def layer_init(layer, gain=2**0.5):  # Saxe et al. 2014
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -109,7 +108,7 @@ class ActorCritic(nn.Module):
         sizes = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
         unused = np.arange(sizes.max()) >= sizes[..., None]
         self.actor = layer_init(nn.Linear(args.hidden_size, unused.size), gain=0.01)
-        self.actor.bias.data[unused.ravel()] = -1e3  # beyond a size: never drawn
+        self.actor.bias.data[unused.ravel()] = -1e3  # past a size: never drawn
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
@@ -292,11 +291,10 @@ def evaluate(agent, env, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a kill leaves the last checkpoint."""
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)
+    Path(f"{path}.tmp").replace(path)  # a kill leaves the last
 
 
 def train(args):
@@ -315,9 +313,11 @@ def train(args):
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # lr comes from flags
+    if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
+        groups = optimizer.state_dict()["param_groups"]  # lr of flags
+        optimizer.load_state_dict(saved["optimizer"])  # checks groups
+        optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
 
     # Set up run folder and TensorBoard

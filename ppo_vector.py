@@ -104,8 +104,7 @@ def average(tensor):
     return tensor
 
 
-def layer_init(layer, gain=2**0.5):
-    """Give a layer orthogonal weights (Saxe et al. 2014) and biases of 0."""
+def layer_init(layer, gain=2**0.5):  # Saxe et al. 2014
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
@@ -353,11 +352,10 @@ def evaluate(agent, envs, args):
 
 
 def save_checkpoint(path, args, global_step, agent, optimizer):
-    """Write all or nothing: a kill leaves the last checkpoint."""
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)
+    Path(f"{path}.tmp").replace(path)  # a kill leaves the last
 
 
 def train(args):
@@ -382,9 +380,11 @@ def train(args):
     envs = make_envs(args, args.num_envs)
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, args).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    if saved:  # lr comes from flags
+    if saved:
         agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})
+        groups = optimizer.state_dict()["param_groups"]  # lr of flags
+        optimizer.load_state_dict(saved["optimizer"])  # checks groups
+        optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
     done = np.zeros(args.num_envs, bool)
 

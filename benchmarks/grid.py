@@ -57,7 +57,6 @@ class Work(NamedTuple):
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
-SMALL_STEPS = "--num-minibatches 32 --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95 --vf-coef 1"
 BOX = "--num-envs 4 --num-steps 512 --num-minibatches 8 --update-epochs 10 --learning-rate 7e-4 --hidden-size 128"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
@@ -76,7 +75,6 @@ WORKS = [
     Work(V, "LunarLanderContinuous-v3", range(1, 11), 300_000),
     Work(V, "LunarLanderContinuous-v3", range(1, 11), 300_000, "recipe", BOX),
     Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000),
-    Work(C, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", SMALL_STEPS),
     Work(V, "BipedalWalker-v3", range(1, 6), 1_000_000, "recipe", BOX),
     Work(C, "HalfCheetah-v5", range(1, 6), 1_000_000),
     Work(V, "HalfCheetah-v5", range(1, 6), 1_000_000),

@@ -134,8 +134,8 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "    agent.eval()\n", "", "test_rollout.py::test_any_layer_trains_without_numpy"),
     (
         D,
-        ' | {"state": saved["optimizer"]["state"]}',
-        "",
+        'optimizer.load_state_dict(saved["optimizer"])',
+        "pass",
         "test_checkpoints.py::test_a_resumed_run_keeps_its_optimizer_and_begins_another_episode",
     ),
     (D, '"step": global_step}', '"step": global_step - args.num_steps}', "test_runs.py::test_solved_run_stops_early"),
@@ -402,9 +402,15 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         D,
-        'optimizer.state_dict() | {"state": saved["optimizer"]["state"]}',
-        'saved["optimizer"]',
+        'optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})',
+        "pass",
         "test_checkpoints.py::test_a_changed_optimizer",
+    ),
+    (
+        V,
+        'optimizer.load_state_dict(saved["optimizer"])',
+        'optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})',
+        "test_checkpoints.py::test_a_checkpoint_does_not_fit",
     ),
     (V, ', "mkdir")', ")", "test_other_people.py::test_what_cannot_work"),
     (V, "[*wrappers, DropInfo]", "wrappers", "test_other_people.py::test_nothing_in_an_info_stops"),

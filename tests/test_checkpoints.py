@@ -162,6 +162,21 @@ def test_a_changed_optimizer_is_not_changed_back_by_a_checkpoint(script, tiny, m
 
 
 @once_per_script
+def test_a_checkpoint_does_not_fit_an_optimizer_with_other_groups(script, tiny, monkeypatch):
+    """Its moments are saved in the order of the parameters, so they would belong to others."""
+    script.train(tiny())
+    adam = torch.optim.Adam
+
+    def two_groups(parameters, **settings):
+        first, *others = parameters
+        return adam([{"params": others}, {"params": [first]}], **settings)
+
+    monkeypatch.setattr(torch.optim, "Adam", two_groups)
+    with pytest.raises(ValueError, match="number of parameter groups"):
+        script.train(tiny(total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
+
+
+@once_per_script
 def test_a_resumed_run_goes_on_with_the_saved_statistics(script, tiny, record):
     agents = record("train")
     script.train(tiny(norm_obs=True))
