@@ -150,7 +150,7 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ),
         ("        obs = 10 * torch.asinh(", mask + "        obs = 10 * torch.asinh("),
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
-        ("    if saved:  #", weights + "    if saved:  #"),
+        ("    if saved:\n", weights + "    if saved:\n"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
     ):
         assert script.count(old) == 1, old
