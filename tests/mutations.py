@@ -407,7 +407,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_checkpoints.py::test_a_changed_optimizer",
     ),
     (
-        V,
+        D,
         'optimizer.load_state_dict(saved["optimizer"])',
         'optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["optimizer"]["state"]})',
         "test_checkpoints.py::test_a_checkpoint_does_not_fit",

@@ -169,7 +169,7 @@ def test_a_checkpoint_does_not_fit_an_optimizer_with_other_groups(script, tiny, 
 
     def two_groups(parameters, **settings):
         first, *others = parameters
-        return adam([{"params": others}, {"params": [first]}], **settings)
+        return adam([{"params": others}, {"params": [first]}], **settings | {"fused": False})  # fused may crash
 
     monkeypatch.setattr(torch.optim, "Adam", two_groups)
     with pytest.raises(ValueError, match="number of parameter groups"):
