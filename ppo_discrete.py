@@ -294,7 +294,7 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)  # a kill leaves the last
+    Path(f"{path}.tmp").replace(path)  # whole, even if killed
 
 
 def train(args):
@@ -315,7 +315,7 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     if saved:
         agent.load_state_dict(saved["agent"])
-        groups = optimizer.state_dict()["param_groups"]  # lr of flags
+        groups = optimizer.state_dict()["param_groups"]  # lr from flags
         optimizer.load_state_dict(saved["optimizer"])  # checks groups
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
