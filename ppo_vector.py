@@ -327,12 +327,12 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
             metrics["grad_norm"].append(grad_norm.item())
             metrics["approx_kl"].append((ratio - 1 - logratio).mean().item())
             metrics["clipfrac"].append((ratio != clipped).float().mean().item())
-        if dist.is_initialized():  # local SGD: cheaper than averaging gradients
-            parameters = average(nn.utils.parameters_to_vector(agent.parameters()).detach())
-            nn.utils.vector_to_parameters(parameters, agent.parameters())
         epoch_kl = torch.tensor(metrics["approx_kl"][-args.num_minibatches :]).mean()
         if args.target_kl is not None and average(epoch_kl) > args.target_kl:
             break
+    if dist.is_initialized():  # local SGD: cheaper than averaging gradients
+        parameters = average(nn.utils.parameters_to_vector(agent.parameters()).detach())
+        nn.utils.vector_to_parameters(parameters, agent.parameters())
     return {f"losses/{name}": np.mean(values) for name, values in metrics.items()}
 
 
