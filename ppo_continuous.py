@@ -417,8 +417,8 @@ if __name__ == "__main__":
         else:
             train(args)
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        known = at.name in ("load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
-        if not known and (at.filename, at.name) != (__file__, "check"):
+        frames = traceback.extract_tb(error.__traceback__)
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
+        if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
-        sys.exit(f"error: {error}")  # no traceback
+        sys.exit(f"error: {error}")

@@ -413,6 +413,7 @@ FAULTS = [  # script, text, text with the fault, test
         "test_checkpoints.py::test_a_checkpoint_does_not_fit",
     ),
     (V, ', "mkdir")', ")", "test_other_people.py::test_what_cannot_work"),
+    (V, " or gym.__path__[0] in str(frames)", "", "test_other_people.py::test_an_error_of_the_environment_in_a"),
     (V, "[*wrappers, DropInfo]", "wrappers", "test_other_people.py::test_nothing_in_an_info_stops"),
 ]
 

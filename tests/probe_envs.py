@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
 
 # One space of several choices or dimensions for each family of actions.
@@ -167,11 +168,20 @@ def check(passed, message):
         raise ValueError(message)
 
 
-class OwnCheck(Recorder):
-    """A Recorder with a function of the name that the scripts use."""
+class OwnNames(Recorder):
+    """A Recorder that fails in a function of a name whose errors the scripts print without a traceback."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
 
     def step(self, action):
-        check(False, "a check of mine")
+        if self.function == "check":
+            check(False, "a check of mine")
+        elif self.function == "mkdir":
+            Path(__file__).parent.mkdir()
+        else:
+            torch.nn.Linear(1, 1).load_state_dict({})
 
 
 class Trouble(Recorder):
@@ -645,7 +655,8 @@ for family in ("Discrete", "Box"):
     for kind in ("reused", "episode", "ragged", "mixed", "nested"):
         register(f"Info{kind}{family}", OddInfo, kind=kind, **spaces)
     register(f"ArrayReward{family}", ArrayReward, **spaces)
-    register(f"OwnCheck{family}", OwnCheck, **spaces)
+    for function in ("check", "mkdir", "load_state_dict"):
+        register(f"Own_{function}{family}", OwnNames, function=function, **spaces)
     register(f"NoPicture{family}", Unpainted, **spaces)
     register(f"NonePicture{family}", Painter, picture=None, **spaces)
     register(f"ListPicture{family}", Painter, picture=np.zeros((8, 8, 3), np.uint8).tolist(), **spaces)
