@@ -57,7 +57,7 @@ class Work(NamedTuple):
 
 D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
-BOX = "--num-envs 4 --num-steps 512 --num-minibatches 8 --update-epochs 10 --learning-rate 7e-4 --hidden-size 128"
+BOX = "--num-envs 2 --num-steps 1024 --num-minibatches 8 --update-epochs 10 --learning-rate 7e-4 --hidden-size 128"
 WORKS = [
     Work(D, "CartPole-v1", range(1, 11), 100_000),
     Work(V, "CartPole-v1", range(1, 11), 100_000),
