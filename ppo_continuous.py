@@ -346,13 +346,13 @@ def train(args):
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             if args.norm_value:  # before: the loss uses new std
-                agent.update_return_stats(returns, args.num_steps / (global_step + args.num_steps))
+                agent.update_return_stats(returns, len(returns) / (global_step + len(returns)))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std >= first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
             if args.norm_obs:  # after: logprobs used old RMS
                 agent.update_obs_stats(rollout["obs"])
-            global_step += args.num_steps
+            global_step += len(returns)
 
             # Log to TensorBoard and terminal
             last_returns.extend(episode["r"] for episode in episodes)

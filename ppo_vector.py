@@ -414,7 +414,7 @@ def train(args):
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
-            batch_size = args.num_steps * args.num_envs * world_size
+            batch_size = transitions["rewards"].size * world_size
             if args.norm_value:  # before: the loss uses new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)

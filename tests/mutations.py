@@ -190,10 +190,11 @@ FAULTS = [  # script, text, text with the fault, test
     (D, " == values.shape == ", " == ", "test_rollout.py::test_a_forgotten_sum_or_squeeze_is_one_line"),
     (
         V,
-        "            batch_size = args.num_steps",
-        "            batch_size = 8",
+        'batch_size = transitions["rewards"].size',
+        "batch_size = args.num_steps * args.num_envs",
         "test_runs.py::test_a_length_of_rollouts",
     ),
+    (D, "global_step += len(returns)", "global_step += args.num_steps", "test_runs.py::test_a_length_of_rollouts"),
     (D, "if args.anneal_lr:", "if True:", "test_runs.py::test_a_rate_set_by_an_edited_update"),
     (D, "float(fraction)", "fraction", "test_checkpoints.py::test_a_schedule_by_numpy_makes_a_checkpoint_that_loads"),
     (

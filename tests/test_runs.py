@@ -210,12 +210,12 @@ def test_a_rate_set_by_an_edited_update_stays_without_annealing(script, tiny, mo
 
 def test_a_length_of_rollouts_that_changes_is_counted(script, tiny, monkeypatch):
     """As of a curriculum: each rollout is twice as long as the one before, the first one too."""
-    collect_rollout = script.collect_rollout
+    collect_rollout, lengths = script.collect_rollout, []
     args = tiny(total_timesteps=200)
 
     def twice_as_long(*arguments):
-        args.num_steps *= 2
-        return collect_rollout(*arguments)
+        lengths.append(2 * (lengths or [args.num_steps])[-1])
+        return collect_rollout(*arguments, num_steps=lengths[-1])
 
     monkeypatch.setattr(script, "collect_rollout", twice_as_long)
     script.train(args)
