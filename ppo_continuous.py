@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clips outliers; <= 9 zeros count per nonzero
+    def update_obs_stats(self, obs):  # clip outliers; count at most 9 zeros per nonzero
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -406,7 +406,7 @@ if __name__ == "__main__":
             saved = torch.load(checkpoint, map_location="cpu")
             check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
-            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs  # merged
+            args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             random.seed(args.seed)
             np.random.seed(args.seed)
