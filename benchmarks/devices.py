@@ -5,15 +5,17 @@
 Native CartPole with networks of two hidden layers, then frames of 4 x 84 x 84 with the CNN of Mnih et al. 2015.
 """
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parent.parent / "ppo_vector.py"
+from grid import ENVIRONMENT, ROOT
+
+SCRIPT = ROOT / "ppo_vector.py"
 SIZES = "--num-envs 64 --num-steps 128 --update-epochs 4 --eval-episodes 0"
+CNN_FLAGS = "--no-norm-obs --no-numpy-actor"
 CNN = (  # pairs of (text of the script, other text): the edits that the README names
     (
         "nn.Sequential(first, nn.ReLU(), second, nn.ReLU())",
@@ -56,17 +58,8 @@ def speed(text, flags, device):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo_vector.py").write_text(text)
         Path(folder, "frames.py").write_text(FRAMES)
-        words = [
-            sys.executable,
-            "ppo_vector.py",
-            *flags.split(),
-            *SIZES.split(),
-            "--device",
-            device,
-            *["--no-numpy-actor"] * ("Conv2d" in text),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        words = [sys.executable, "ppo_vector.py", *flags.split(), *SIZES.split(), "--device", device]
+        run = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
         if run.returncode:
             sys.exit(run.stderr)
         return int(re.findall(r"(\d+) steps/s", run.stdout)[-1])
@@ -75,7 +68,8 @@ def speed(text, flags, device):
 def main():
     text = SCRIPT.read_text()
     works = [(f"{n} wide", text, f"--hidden-size {n} --total-timesteps 163840") for n in (64, 256, 512, 1024)]
-    works.append(("CNN", with_cnn(text), "--env-id frames:Frames-v0 --hidden-size 512 --total-timesteps 16384"))
+    frames = f"--env-id frames:Frames-v0 {CNN_FLAGS} --hidden-size 512 --total-timesteps 16384"
+    works.append(("CNN", with_cnn(text), frames))
     print(f"{'network':10s}{'cpu':>10s}{'cuda':>10s}  steps/s")
     for name, script, flags in works:
         print(f"{name:10s}{speed(script, flags, 'cpu'):10d}{speed(script, flags, 'cuda'):10d}", flush=True)

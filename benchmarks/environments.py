@@ -38,11 +38,13 @@ def outcome(script, spec):
         try:
             script.train(args)
         except ValueError as error:
-            return "refused" if "actions" in str(error) else f"not installed: {str(error).split(' (if a module')[0]}"
+            reason, hint, _ = str(error).partition(" (if in a module")
+            return f"not installed: {reason}" if hint else f"refused: {reason}"
         except ImportError as error:
             return f"not installed: {error}"
         (checkpoint,) = Path(folder).glob("*/checkpoint.pt")
-        args.resume, args.total_timesteps = str(checkpoint), 2 * args.total_timesteps
+        args.resume = str(checkpoint)
+        args.total_timesteps *= 2
         script.train(args)
         native = script.__name__ == "ppo_vector" and spec.vector_entry_point is not None
         if spec.max_episode_steps is None and spec.name != "Blackjack":  # its episodes may never end

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 THRESHOLDS = {  # a mean of 20 episodes that counts as solved
     "CartPole-v1": 475,
     "Acrobot-v1": -100,
@@ -55,7 +56,9 @@ class Work(NamedTuple):
     patch: tuple = ()  # pairs of (text of the script, other text)
 
 
-D, C, V = "ppo_discrete.py", "ppo_continuous.py", "ppo_vector.py"
+D = "ppo_discrete.py"
+C = "ppo_continuous.py"
+V = "ppo_vector.py"
 CAR = "--log-std-init 1 --ent-coef 0.01 --gamma 0.99"
 BOX = "--num-envs 2 --num-steps 1024 --num-minibatches 8 --update-epochs 10 --learning-rate 7e-4 --hidden-size 128"
 WORKS = [
@@ -99,23 +102,31 @@ def our_command(work, seed, folder):
 def train(work, seed, make_command):
     """Train once. Returns a row of runs.csv and rows of curves.csv."""
     commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory() as folder:
         words = [str(word) for word in make_command(work, seed, Path(folder))]
-        options = {"cwd": folder, "env": environment, "text": True}
+        options = {"cwd": folder, "env": ENVIRONMENT, "text": True}
         versions = subprocess.run([words[0], "-c", VERSIONS], **options, capture_output=True, check=True).stdout.strip()
         start = time.perf_counter()
-        curve, last_20, solved, evaluation, output = [], [], None, ("", ""), []
+        curve = []
+        last_20 = []
+        solved = None
+        evaluation = ("", "")
+        output = []
         process = subprocess.Popen(words, **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for line in process.stdout:
             output = [*output[-20:], line]
-            if found := STATUS.search(line):
-                step, mean = int(found[1]), float(found[2])
-            elif found := CLEANRL.search(line):  # prints episodes
-                last_20 = [*last_20, float(found[2])][-20:]
-                step, mean = int(found[1]), sum(last_20) / len(last_20)
+            status = STATUS.search(line)
+            episode = CLEANRL.search(line)
+            if greedy := EVALUATION.search(line):
+                evaluation = greedy.groups()
+            if status:
+                step = int(status[1])
+                mean = float(status[2])
+            elif episode:  # CleanRL prints episodes
+                step = int(episode[1])
+                last_20 = [*last_20, float(episode[2])][-20:]
+                mean = sum(last_20) / len(last_20)
             else:
-                evaluation = found.groups() if (found := EVALUATION.search(line)) else evaluation
                 continue
             if solved is None and mean >= THRESHOLDS[work.env_id] and len(last_20) in (0, 20):
                 solved = step, round(time.perf_counter() - start, 2)
@@ -155,6 +166,14 @@ def append(name, rows):
         writer = csv.DictWriter(file, rows[0].keys())
         if new:
             writer.writeheader()
+        writer.writerows(rows)
+
+
+def write(name, header, rows):
+    """Write benchmarks/results/NAME.csv."""
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
         writer.writerows(rows)
 
 

@@ -10,17 +10,17 @@ benchmarks/results/pairs_NAME.csv and prints the median ratio.
 """
 
 import argparse
-import csv
-import os
 import re
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CARTPOLE, LANDER = "--env-id CartPole-v1", "--env-id LunarLanderContinuous-v3"
+from grid import ENVIRONMENT, ROOT, write
+from peers import absolute
+
+CARTPOLE = "--env-id CartPole-v1"
+LANDER = "--env-id LunarLanderContinuous-v3"
 SOLVE = f"{CARTPOLE} --target-return 475 --eval-episodes 0 --seed SEED"
 SAME = "--num-steps 2048 --num-minibatches 8 --update-epochs 10 --hidden-size 64 --target-kl None --eval-episodes 0"
 CLEANRL = "--num-envs 4 --num-steps 128 --num-minibatches 4 --update-epochs 4 --eval-episodes 0"
@@ -51,7 +51,7 @@ def run(words, seed, sb3_python, log_dir):
     """Run a command; returns its wall-clock seconds and its last steps per second."""
     python, folder = (sb3_python, ROOT / "benchmarks") if "sb3_peer.py" in words else (sys.executable, ROOT)
     words = [str(folder / word) if word.endswith(".py") else word for word in words.replace("SEED", seed).split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ROOT / "benchmarks"}
+    environment = ENVIRONMENT | {"PYTHONPATH": ROOT / "benchmarks"}
     start = time.perf_counter()
     done = subprocess.run([python, *words], cwd=log_dir, env=environment, capture_output=True, text=True, check=True)
     return time.perf_counter() - start, float("".join(re.findall(r"(\d+) steps/s|SPS: (\d+)", done.stdout)[-1]))
@@ -60,7 +60,7 @@ def run(words, seed, sb3_python, log_dir):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=WORK)
-    parser.add_argument("--sb3-python", type=lambda path: Path(path).absolute())
+    parser.add_argument("--sb3-python", type=absolute)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--log-dir", default="/tmp")
     args = parser.parse_args()
@@ -72,10 +72,8 @@ def main():
         ratio = a[0] / b[0] if args.name.startswith("solved") else a[1] / b[1]
         rows.append((seed, round(a[0], 2), a[1], round(b[0], 2), b[1], round(ratio, 3)))
         print("seed {}: {} s {} steps/s, against {} s {} steps/s, ratio {}".format(*rows[-1]), flush=True)
-    with open(ROOT / "benchmarks" / "results" / f"pairs_{args.name}.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["seed", "seconds", "steps_per_second", "other_seconds", "other_steps_per_second", "ratio"])
-        writer.writerows(rows)
+    header = ["seed", "seconds", "steps_per_second", "other_seconds", "other_steps_per_second", "ratio"]
+    write(f"pairs_{args.name}", header, rows)
     print(f"median ratio {statistics.median(row[-1] for row in rows):.3f}")
 
 

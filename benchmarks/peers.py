@@ -21,6 +21,13 @@ def absolute(path):
     return Path(path).absolute()
 
 
+def cleanrl_command(args, work, seed):
+    """The command line of one of CleanRL's own scripts, with Gymnasium 0.29."""
+    old_id = work.env_id.replace("Lander-v3", "Lander-v2").replace("LanderContinuous-v3", "LanderContinuous-v2")
+    words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--env-id", old_id, "--no-cuda"]
+    return [*words, "--seed", seed, "--total-timesteps", work.steps]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sb3-python", type=absolute)
@@ -36,20 +43,17 @@ def main():
         script = ROOT / "benchmarks" / work.script
         return [args.sb3_python, script, work.variant, work.env_id, seed, work.steps, "inf", 100]
 
-    def cleanrl_command(work, seed, _folder):
-        old_id = work.env_id.replace("Lander-v3", "Lander-v2").replace("LanderContinuous-v3", "LanderContinuous-v2")
-        words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--env-id", old_id]
-        return [*words, "--seed", seed, "--total-timesteps", work.steps, "--no-cuda"]
-
-    works = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
-    ours = {work.env_id: work for work in works}.values()  # a recipe has the environment and the steps of the defaults
+    ours = [work for work in WORKS if work.env_id in args.env_ids and work.script != "ppo_vector.py"]
+    ours = {work.env_id: work for work in ours}.values()  # a recipe has the environment and the steps of the defaults
+    tuned = [work for work in ours if work.env_id not in MUJOCO]
     if args.sb3_python:
-        works = [Work("sb3_peer.py", w.env_id, args.seeds, w.steps) for w in ours]
-        run(works + [w._replace(variant="zoo") for w in works if w.env_id not in MUJOCO], sb3_command)
+        works = [Work("sb3_peer.py", work.env_id, args.seeds, work.steps) for work in ours]
+        works += [Work("sb3_peer.py", work.env_id, args.seeds, work.steps, "zoo") for work in tuned]
+        run(works, sb3_command)
     if args.cleanrl:
         files = {"ppo_discrete.py": "ppo.py", "ppo_continuous.py": "ppo_continuous_action.py"}
-        works = [w for w in ours if w.env_id not in MUJOCO]
-        run([Work(files[w.script], w.env_id, args.seeds, w.steps) for w in works], cleanrl_command)
+        works = [Work(files[work.script], work.env_id, args.seeds, work.steps) for work in tuned]
+        run(works, lambda work, seed, _folder: cleanrl_command(args, work, seed))
 
 
 if __name__ == "__main__":

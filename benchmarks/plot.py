@@ -3,29 +3,23 @@
 python benchmarks/plot.py
 """
 
-from collections import defaultdict
-
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from ablation import CHANGES, ENV_IDS
-from grid import RESULTS, THRESHOLDS, WORKS, read
-from report import CLEANRL, PEERS
-
-CURVES = defaultdict(lambda: defaultdict(list))  # (script, environment, variant): {seed: [(step, mean return)]}
-for row in read("curves"):
-    point = float(row["step"]), float(row["mean_return_20"])
-    CURVES[row["script"], row["env_id"], row["variant"]][row["seed"]].append(point)
+from grid import RESULTS, THRESHOLDS, WORKS
+from report import CLEANRL, CURVES, PEERS
 
 
 def draw(axis, key, label, band=True):
     """The median over seeds, from where every seed has a value. A key without runs uses up its color."""
-    if key not in CURVES:
+    runs = [np.array(curve) for (*found, _seed), curve in CURVES.items() if (*found,) == key]
+    runs = [run[~np.isnan(run[:, 1])] for run in runs]
+    if not runs:
         axis.plot([], [])
         return
-    runs = [np.array(run)[~np.isnan(np.array(run)[:, 1])] for run in CURVES[key].values()]
     grid = np.linspace(max(run[0, 0] for run in runs), min(run[-1, 0] for run in runs), 300)
     returns = np.array([np.interp(grid, run[:, 0], run[:, 1]) for run in runs])
     (line,) = axis.plot(grid / 1000, np.median(returns, 0), label=label, linewidth=1.8 if band else 1.1)

@@ -11,8 +11,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+from grid import ROOT
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT))
 import ppo_discrete as ppo
 
 
@@ -29,8 +30,10 @@ def clock(function, repeats):
 
 def main(env_id):
     torch.set_num_threads(1)
-    args, rng = ppo.Args(env_id=env_id), np.random.default_rng(0)
-    env, steps = ppo.make_env(args), args.num_steps
+    args = ppo.Args(env_id=env_id)
+    rng = np.random.default_rng(0)
+    env = ppo.make_env(args)
+    steps = args.num_steps
     agent = ppo.ActorCritic(env.observation_space, env.action_space, args)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     obs, _ = env.reset(seed=0)
@@ -59,7 +62,9 @@ def main(env_id):
 
     advantages, returns = estimate()
     agent.update_return_stats(returns, 1)
-    path = Path(tempfile.mkdtemp(), "checkpoint.pt")
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name, "checkpoint.pt")
+    checkpoint_steps = steps * args.checkpoint_interval
     parts = {
         "environment alone": clock(bare_step, 5000),
         "action": clock(lambda: agent.sample(agent.numpy_actor(row, weights), rng), 5000),
@@ -67,7 +72,7 @@ def main(env_id):
         "whole rollout": clock(lambda: ppo.collect_rollout(env, agent, env.reset()[0], args, rng), 5) / steps,
         "advantages": clock(estimate, 20) / steps,
         "update": clock(lambda: ppo.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng), 3) / steps,
-        "checkpoint": clock(lambda: ppo.save_checkpoint(path, args, 0, agent, optimizer), 20) / steps,
+        "checkpoint": clock(lambda: ppo.save_checkpoint(path, args, 0, agent, optimizer), 20) / checkpoint_steps,
     }
     parts["rollout beyond the environment"] = parts["whole rollout"] - parts["environment alone"]
     minibatches = args.num_minibatches * args.update_epochs

@@ -76,11 +76,9 @@ def compare(work, peer, variant):
     if not theirs or work.steps not in [w.steps for w in WORKS if w.env_id == work.env_id and w.script in CLEANRL]:
         return ""
     ours = values(column, work.script, work.env_id, work.variant)
-    return (
-        f"{mean(theirs, width=False)}, {verdict(ours, theirs)}"
-        if min(len(ours), len(theirs)) > 1
-        else mean(theirs, width=False)
-    )
+    if min(len(ours), len(theirs)) < 2:
+        return mean(theirs, width=False)
+    return f"{mean(theirs, width=False)}, {verdict(ours, theirs)}"
 
 
 def table(header, rows):
@@ -125,7 +123,8 @@ def peers():
 
 def ablations():
     """Area; second half; greedy mean of each change, and of the defaults on the seeds that all changes have."""
-    columns, rows = ["", "CartPole-v1, steps to 475"], [["defaults"], *([variant] for variant in CHANGES)]
+    columns = ["", "CartPole-v1, steps to 475"]
+    rows = [["defaults"], *([variant] for variant in CHANGES)]
     for env_id in ENV_IDS:
         script = next(work.script for work in WORKS if work.env_id == env_id)
         found = [{run["seed"] for run in RUNS if run["variant"] == v and run["env_id"] == env_id} for v in CHANGES]

@@ -13,15 +13,16 @@ defaults, SB3 by the work above, which is that of CleanRL's defaults, on a share
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
 
 import grid
 import gymnasium as gym
-from pairs import ROOT, run
-from peers import absolute
+import numpy as np
+from grid import ROOT
+from pairs import run
+from peers import absolute, cleanrl_command
 
 SIZES = {1: 8_192, 4: 16_384, 16: 32_768, 64: 65_536}  # environments, steps
 WORK = "--num-envs {n} --num-steps 128 --num-minibatches 4 --update-epochs 4 --total-timesteps {steps} --seed SEED"
@@ -35,15 +36,22 @@ SIDES = {
 }
 
 
-def alone(env_id, num_envs, seconds=2.0):
-    envs = gym.make_vec(env_id, num_envs, "sync")
+def alone(env_id, num_envs, mode, seconds=2.0):
+    """Steps per second of environments with random actions and no wrapper of ours; a reset is not a step."""
+    envs = gym.make_vec(env_id, num_envs, mode)
     envs.reset(seed=0)
-    start = time.perf_counter()
+    actions = np.random.default_rng(0).integers(envs.single_action_space.n, size=(100, num_envs))
+    done = np.zeros(num_envs, bool)
     steps = 0
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        envs.step(envs.action_space.sample())
-        steps += num_envs
-    return steps / (time.perf_counter() - start)
+        for action in actions:
+            steps += num_envs - int(done.sum())
+            _, _, terminated, truncated, _ = envs.step(action)
+            done = terminated | truncated
+    spent = time.perf_counter() - start
+    envs.close()
+    return steps / spent
 
 
 def to_threshold(args):
@@ -54,10 +62,8 @@ def to_threshold(args):
         words = [args.sb3_python, ROOT / "benchmarks" / work.script, f"dummy-{ends[work.variant]}", work.env_id]
         return [*words, seed, work.steps, grid.THRESHOLDS[work.env_id]]
 
-    def cleanrl_command(work, seed, _folder):
-        words = [args.cleanrl_python, args.cleanrl / "cleanrl" / work.script, "--no-cuda"]
-        words += ["--env-id", work.env_id.replace("Lander-v3", "Lander-v2")]
-        return [*words, "--seed", seed, "--total-timesteps", work.steps, "--num-envs", ends[work.variant]]
+    def peer_command(work, seed, _folder):
+        return [*cleanrl_command(args, work, seed), "--num-envs", ends[work.variant]]
 
     ours = []
     for env_id in args.env_ids:
@@ -67,7 +73,7 @@ def to_threshold(args):
             ours.append(grid.Work(grid.V, env_id, range(1, args.rounds + 1), steps, variant, flags))
     grid.run(ours)
     grid.run([work._replace(script="sb3_peer.py", flags="") for work in ours], sb3_command)
-    grid.run([work._replace(script="ppo.py", flags="") for work in ours], cleanrl_command)
+    grid.run([work._replace(script="ppo.py", flags="") for work in ours], peer_command)
 
 
 def main():
@@ -87,7 +93,7 @@ def main():
         for n, steps in SIZES.items():
             speeds = {side: [] for side in ("alone", *SIDES)}
             for seed in range(1, args.rounds + 1):
-                speeds["alone"].append(alone(env_id, n))
+                speeds["alone"].append(alone(env_id, n, "sync"))
                 for side, words in SIDES.items():
                     words = words.format(env_id=env_id, n=n, steps=steps)
                     words = words.replace("CLEANRL", str(args.cleanrl / "cleanrl"))
@@ -95,10 +101,8 @@ def main():
             for side, values in speeds.items():
                 rows.append((env_id, n, side, *map(round, (statistics.median(values), min(values), max(values)))))
                 print(*rows[-1], flush=True)
-    with open(ROOT / "benchmarks" / "results" / "vector_peers.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["env_id", "environments", "side", "steps_per_second", "lowest", "highest"])
-        writer.writerows(rows)
+    header = ["env_id", "environments", "side", "steps_per_second", "lowest", "highest"]
+    grid.write("vector_peers", header, rows)
 
 
 if __name__ == "__main__":
