@@ -59,16 +59,43 @@ def make_envs(script, args, num_envs=1):
     return script.make_envs(args, num_envs) if hasattr(script, "make_envs") else script.make_env(args)
 
 
+def make_agent(script, env, args):
+    """A fresh agent for the spaces of such an environment."""
+    obs_space = getattr(env, "single_observation_space", env.observation_space)
+    action_space = getattr(env, "single_action_space", env.action_space)
+    return script.ActorCritic(obs_space, action_space, args)
+
+
+def column(rollout, transitions, i):
+    """The transitions of environment i, without the steps that were resets, and the rows of the rollout."""
+    valid = rollout["valid"] if rollout["valid"].ndim == 2 else rollout["valid"][:, None]
+    rows = np.flatnonzero(valid.ravel()).searchsorted(np.flatnonzero(valid[:, i]) * valid.shape[1] + i)
+    one = {name: np.reshape(x, valid.shape)[valid[:, i], i] for name, x in transitions.items()}
+    return one | {name: rollout[name].numpy()[rows] for name in ("obs", "actions", "logprobs")}
+
+
+def statistics(rollouts, targets):
+    """Root mean square of the observations, mean and standard deviation of the returns of recorded rollouts.
+
+    The returns of each rollout weigh the same, although in a vector environment some rows are resets.
+    """
+    squares = np.concatenate([rollout["obs"].numpy() ** 2 for rollout, *_ in rollouts])
+    returns = [x[rollout.get("valid", ...)].ravel() for (rollout, *_), (_, x) in zip(rollouts, targets, strict=True)]
+    mean = np.mean([x.mean() for x in returns])
+    return np.sqrt(squares.mean(0)), mean, np.sqrt(np.mean([(x**2).mean() for x in returns]) - mean**2)
+
+
 def assert_same(one, other):
-    """Equal to the bit: two state_dicts."""
+    """Equal to the bit: two state_dicts, or what else holds arrays."""
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.fixture(autouse=True)
 def sandbox(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, and torch keeps one thread."""
+    """Each test runs in an empty folder. torch has one thread and draws the same numbers whatever ran before."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     # Event files are read in the order of their names, which end in a count: 10 comes before 9, but 1010 after 1009
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
 
@@ -128,7 +155,6 @@ def action_space(family):
 @pytest.fixture
 def agent(script, action_space):
     """An agent for the Recorder with weights so large that its policy is far from uniform."""
-    torch.manual_seed(0)
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=True))
     with torch.no_grad():
         for parameter in agent.parameters():

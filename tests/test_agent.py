@@ -110,7 +110,6 @@ def test_a_mask_of_minus_infinity_leaves_the_gradient_finite(agent):
 
 def test_fresh_agent_is_close_to_uniform_and_has_values_of_0(script, action_space):
     """Of 0, since random values would distort the statistics of small returns."""
-    torch.manual_seed(0)
     agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
     outputs, values = agent(torch.as_tensor(OBS))
     assert 0 < outputs.abs().max() < 0.1
@@ -250,13 +249,15 @@ def test_evaluation_is_greedy(script, agent, tiny):
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_counts_its_first_episodes(script, agent, tiny, record):
-    """Those beyond the number asked for, in the same rollout, do not count."""
+def test_evaluation_counts_its_first_episodes(script, agent, tiny, record, capsys):
+    """Those beyond the number asked for, in the same rollout, do not count. It prints their spread, too."""
     rollouts, args = record("collect_rollout"), tiny(norm_obs=True, eval_episodes=3, num_steps=64)
     mean_return = script.evaluate(agent, make_envs(script, args), args)
     returns = [episode["r"] for *_, episodes in rollouts for episode in episodes]
     assert len(returns) > 3
     assert mean_return == np.mean(returns[:3])
+    spread = np.sqrt(np.mean((np.array(returns[:3]) - mean_return) ** 2))
+    assert capsys.readouterr().out == f"evaluation: mean return {mean_return:.1f} +/- {spread:.1f} over 3 episodes\n"
 
 
 def test_evaluation_leaves_the_agent_alone(script, agent, tiny):

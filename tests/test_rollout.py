@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import CASES, OBS_SPACE
-from probe_envs import Recorder
+from conftest import CASES, OBS_SPACE, assert_same, column
+from probe_envs import NativeRecorder, Recorder
 from torch import nn
-
-
-def column(rollout, transitions, i):
-    """The transitions of environment i, without the steps that were resets, and the rows of the rollout."""
-    valid = rollout["valid"] if rollout["valid"].ndim == 2 else rollout["valid"][:, None]
-    rows = np.flatnonzero(valid.ravel()).searchsorted(np.flatnonzero(valid[:, i]) * valid.shape[1] + i)
-    one = {name: np.reshape(x, valid.shape)[valid[:, i], i] for name, x in transitions.items()}
-    return one | {name: rollout[name].numpy()[rows] for name in ("obs", "actions", "logprobs")}
 
 
 def as_arrays(log):
@@ -206,6 +198,34 @@ def test_ends_and_rewards_of_any_type(player, monkeypatch, end, reward):
     for name, array in expected.items():
         np.testing.assert_array_equal(transitions[name], array)
     assert odd_episodes == episodes
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_environment_may_reuse_its_arrays(player, monkeypatch):
+    """It writes the observations into one array. A vector environment of its own does so with the rewards, too."""
+    played = player()
+    kind = NativeRecorder if played.vector else Recorder
+    own = {"name": "NativeRecorder", "vectorization_mode": None} if played.vector else {}
+    reset = kind.reset
+    step = kind.step
+    reused = {}
+
+    def reuse(name, array):
+        reused.setdefault(name, np.zeros_like(array))[:] = array
+        return reused[name]
+
+    def reset_in_place(self, **kwargs):
+        obs, info = reset(self, **kwargs)
+        return reuse("obs", obs), info
+
+    def step_in_place(self, action):
+        obs, reward, *rest = step(self, action)
+        return reuse("obs", obs), reuse("reward", reward) if played.vector else reward, *rest
+
+    expected = player(**own).play(100, np.random.default_rng(0))
+    monkeypatch.setattr(kind, "reset", reset_in_place)
+    monkeypatch.setattr(kind, "step", step_in_place)
+    assert_same(player(**own).play(100, np.random.default_rng(0)), expected)
 
 
 def test_a_bonus_is_added_to_integer_rewards(player):

@@ -1,13 +1,17 @@
 """Whole runs: reproducible, resumable, and what they print, write and refuse."""
 
 import copy
+import itertools
 import re
 import runpy
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import (
     CASES,
     CHECKPOINT,
@@ -20,6 +24,7 @@ from conftest import (
     once_per_script,
     read_scalars,
     run_folder,
+    statistics,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -44,11 +49,59 @@ def test_a_run_prints_its_progress_and_repeats_to_the_bit(script, tiny, capsys):
     assert read_scalars(one)["losses/policy_loss"] != read_scalars(run_folder("another"))["losses/policy_loss"]
 
 
-def test_solved_run_stops_early_and_says_when(script, tiny, capsys):
-    script.train(tiny(target_return=-1000.0, total_timesteps=100_000))
+@once_per_script
+def test_progress_is_counted_in_steps_of_this_process(script, tiny, capsys, monkeypatch):
+    """Of a clock that goes on by 2 seconds when it is read, which is once per rollout of 16 steps: 8 steps/s."""
+    clock = itertools.count(0, 2)
+    monkeypatch.setattr(script, "time", SimpleNamespace(time=time.time, perf_counter=lambda: next(clock)))
+    script.train(tiny(total_timesteps=72))
+    script.train(tiny(total_timesteps=120, resume=str(run_folder() / "checkpoint.pt")))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "steps/s" in line]
+    numbers = [re.fullmatch(r" *(\d+)%  step (\d+)  mean return \S+  (\d+) steps/s  (\S+) s left *", x) for x in lines]
+    expected = [(round(100 * step / 72), step, 8, max(72 - step, 0) // 8) for step in range(16, 81, 16)]
+    expected += [(round(100 * step / 120), step, 8, max(120 - step, 0) // 8) for step in range(96, 129, 16)]
+    assert [tuple(map(int, match.groups())) for match in numbers] == expected
+
+
+@once_per_script
+def test_a_run_does_not_write_into_the_folder_of_another(script, tiny, monkeypatch):
+    """As of two runs of one name that start in the same second."""
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    script.train(tiny())
+    with pytest.raises(FileExistsError):
+        script.train(tiny(total_timesteps=128))
+    assert load(run_folder())["step"] == 64
+
+
+@once_per_script
+def test_the_name_of_an_environment_makes_one_folder(script, probe, tiny):
+    """Slashes and colons in it do not."""
+    script.train(tiny(env_id=probe("probe/Recorder")))
+    assert run_folder().name.startswith("probe_envs_probe_Recorder")
+    assert (run_folder() / "checkpoint.pt").is_file()
+
+
+@once_per_script
+def test_a_run_without_an_end_of_an_episode_has_no_returns(script, probe, tiny):
+    script.train(tiny(env_id=probe("Endless")))
+    assert not [tag for tag in read_scalars(run_folder()) if "episodic" in tag]
+
+
+def test_a_run_takes_one_thread(script, tiny):
+    torch.set_num_threads(2)
+    script.train(tiny())
+    assert torch.get_num_threads() == 1
+
+
+def test_solved_is_a_mean_of_the_target_over_20_episodes(script, probe, tiny, capsys, record):
+    """Each episode returns 1. The run ends early and says when."""
+    rollouts = record("collect_rollout")
+    script.train(tiny(env_id=probe("OneStep"), target_return=1.0, total_timesteps=1000))
     *_, solved, _ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(SOLVED, solved)
-    assert load(run_folder())["step"] == int(solved.split()[-1]) < 1000
+    assert load(run_folder())["step"] == int(solved.split()[-1]) == 16 * len(rollouts)
+    counts = [len(episodes) for *_, episodes in rollouts]
+    assert sum(counts[:-1]) < 20 <= sum(counts)
 
 
 def test_on_a_terminal_one_line_is_written_over_itself(script, tiny, capsys, monkeypatch):
@@ -92,12 +145,8 @@ def test_all_flags_are_hyperparameters_in_tensorboard(script, tiny):
 def test_statistics_cover_all_observations_and_returns(script, tiny, record, norm_obs, norm_value):
     rollouts, targets = record("collect_rollout"), record("compute_gae")
     agent = script.train(tiny(total_timesteps=80, norm_obs=norm_obs, norm_value=norm_value))
-    squares = np.concatenate([rollout["obs"].numpy() ** 2 for rollout, *_ in rollouts])
-    returns = [x[r.get("valid", ...)].ravel() for (r, *_), (_, x) in zip(rollouts, targets, strict=True)]
-    # The returns of each rollout weigh the same, although in a vector environment some rows are resets
-    mean = np.mean([x.mean() for x in returns])
-    std = np.sqrt(np.mean([(x**2).mean() for x in returns]) - mean**2)
-    np.testing.assert_allclose(agent.obs_rms, np.sqrt(squares.mean(0)) if norm_obs else 1, rtol=1e-4)
+    rms, mean, std = statistics(rollouts, targets)
+    np.testing.assert_allclose(agent.obs_rms, rms if norm_obs else 1, rtol=1e-4)
     np.testing.assert_allclose(agent.return_mean, mean if norm_value else 0, rtol=1e-4)
     np.testing.assert_allclose(agent.return_std, std if norm_value else 1, rtol=1e-4)
 
@@ -118,8 +167,10 @@ def test_the_seed_reaches_the_global_generators(script, probe, tiny, generator):
 
 
 @once_per_script
-def test_an_evaluation_repeats_where_the_global_generators_are_used(script, probe, tiny, main, monkeypatch):
-    script.train(tiny(env_id=probe("PythonRandom")))
+@pytest.mark.parametrize("name", ["Recorder", "GlobalRandom", "PythonRandom"])
+def test_an_evaluation_repeats_by_its_seed(script, probe, tiny, main, monkeypatch, name):
+    """The seed reaches the environment and the global generators."""
+    script.train(tiny(env_id=probe(name)))
     lines = []
     monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(words))
     for seed in (1, 1, 2):
@@ -156,11 +207,15 @@ def test_a_copy_of_the_script_runs_alone(script, launch, tmp_path):
 
 @pytest.mark.filterwarnings("error:.*Overwriting existing videos")
 @pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
-def test_video(script, tiny):
-    script.train(tiny(env_id="CartPole-v1", capture_video=True, eval_episodes=1))
-    videos = [*run_folder().glob("videos/*.mp4")]
-    assert videos
-    assert all(b"ftyp" in video.read_bytes()[:16] for video in videos)  # the first box of an MP4 file
+def test_video(script, tiny, main):
+    """Of the evaluation of a run, and of a checkpoint."""
+    script.train(tiny(env_id="CartPole-v1", eval_episodes=1, capture_video=True))
+    for _ in range(2):
+        videos = [*run_folder().glob("videos/*.mp4")]
+        assert videos
+        assert all(b"ftyp" in video.read_bytes()[:16] for video in videos)  # the first box of an MP4 file
+        shutil.rmtree(run_folder() / "videos")
+        assert main("--evaluate", run_folder() / "checkpoint.pt") == (0, "")
 
 
 @once_per_script
@@ -234,11 +289,3 @@ def test_the_entropy_bonus_falls_with_the_learning_rate(script, tiny, monkeypatc
     monkeypatch.setattr(script, "ppo_update", update)
     script.train(tiny(anneal_lr=anneal_lr))
     assert fractions == pytest.approx([1, 0.75, 0.5, 0.25] if anneal_lr else [1] * 4)
-
-
-@once_per_script
-def test_solved_takes_20_episodes(script, tiny, record):
-    rollouts = record("collect_rollout")
-    script.train(tiny(target_return=-1000.0, total_timesteps=100_000))
-    counts = [len(episodes) for *_, episodes in rollouts]
-    assert sum(counts[:-1]) < 20 <= sum(counts)

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import probe_envs
 import pytest
-from conftest import OBS_SPACE, SCRIPTS, Player, make_envs, once_per_script
+from conftest import SCRIPTS, Player, column, make_agent, make_envs, once_per_script
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -157,9 +157,14 @@ def test_gymnasium_environment_is_trained_or_refused(script, tiny, env_id):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["Dict", "Tuple", "Discrete", "MultiDiscrete", "MultiBinary", "Image", "Float64"])
-def test_observations_of_any_space_are_flattened(script, probe, tiny, name):
-    script.train(tiny(env_id=probe(f"Obs{name}")))
+@pytest.mark.parametrize("name", probe_envs.OBSERVATION_SPACES)
+def test_observations_of_any_space_are_flattened_in_its_order(script, probe, name):
+    player = Player(script, None, probe(name))
+    player.agent = make_agent(script, player.env, player.args)
+    rollout, transitions, _ = player.play(20, np.random.default_rng(0))
+    for i, log in enumerate(player.logs):
+        expected = [gym.spaces.flatten(probe_envs.OBSERVATION_SPACES[name], obs) for obs, *_ in log]
+        np.testing.assert_allclose(column(rollout, transitions, i)["obs"], expected, rtol=1e-6)
 
 
 @pytest.fixture
@@ -201,8 +206,7 @@ def test_actions_fill_the_space(script, family):
             continue
         flags = {"hidden_size": 8, "norm_obs": False} | ({"log_std_init": 1.0} if family == "Box" else {})
         player = Player(script, None, f"probe_envs:{name}-v0", 2, **flags)
-        space_of_agent = getattr(player.env, "single_action_space", player.env.action_space)
-        player.agent = script.ActorCritic(OBS_SPACE, space_of_agent, player.args)
+        player.agent = make_agent(script, player.env, player.args)
         player.play(300, np.random.default_rng(0))
         for log in player.logs:
             actions = np.array([action for _, action, *_ in log]).reshape(len(log), -1)

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ def batch(script, agent, player):
 def update(script, agent, batch):
     """Run ppo_update on the batch with other flags, log-probabilities or advantages; returns its metrics."""
 
-    def update(logprobs=None, advantages=None, seed=7, fraction=1, **flags):
-        rollout, own_advantages, returns = batch
+    def update(logprobs=None, advantages=None, returns=None, fraction=1, **flags):
+        rollout, own_advantages, own_returns = batch
         rollout = rollout if logprobs is None else rollout | {"logprobs": logprobs}
         advantages = own_advantages if advantages is None else advantages
+        returns = own_returns if returns is None else returns
         args = script.Args(**{"target_kl": None} | flags)
         optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(7)
         return script.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
 
     return update
@@ -137,9 +139,32 @@ def test_target_kl_ends_the_update_after_the_first_epoch_above_it(batch, update,
 
 def test_a_gradient_that_is_nan_changes_nothing(agent, batch, update):
     before = copy.deepcopy(agent.state_dict())
-    with pytest.raises(FloatingPointError, match=r"try --norm-obs or a lower .* observation, reward: \S+ and"):
+    with pytest.raises(FloatingPointError, match="try --norm-obs or a lower --learning-rate") as raised:
         update(advantages=np.full_like(batch[1], np.nan))
     assert_same(agent.state_dict(), before)
+    sizes = re.search(r"\(largest observation, reward: (\S+) and (\S+)\)$", str(raised.value)).groups()
+    largest = [np.abs(np.asarray(batch[0][name])).max() for name in ("obs", "rewards")]
+    assert [*map(float, sizes)] == pytest.approx(largest, rel=0.05)
+
+
+def test_equal_returns_leave_the_metrics_finite(batch, update):
+    """The explained variance is divided by their variance."""
+    metrics = update(returns=np.full_like(batch[2], 0.5))
+    assert np.isfinite([*metrics.values()]).all()
+
+
+def test_the_agent_acts_in_evaluation_mode_and_learns_in_training_mode(agent, batch, update):
+    assert not agent.training
+    update()
+    assert agent.training
+
+
+@pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
+def test_target_kl_is_compared_with_the_mean_over_processes(script, update, evaluated, monkeypatch):
+    """Else some of them would go on alone. A KL that the others bring down ends nothing."""
+    monkeypatch.setattr(script, "average", lambda tensor: 0 * tensor)
+    update(target_kl=1e-9, num_minibatches=1, update_epochs=5)
+    assert len(evaluated) == 5
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)

@@ -1,8 +1,11 @@
 """ppo_vector.py alone: resets, native environments, torchrun, asynchronous environments. As a script: one of two."""
 
+import contextlib
+import copy
 import fcntl
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +21,7 @@ import torch
 from conftest import OBS_SPACE, ROOT, TESTS, assert_same, read_scalars, run_folder
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import distributed as dist
 
 import ppo_vector
@@ -108,11 +111,19 @@ def test_sync_and_async_give_the_same_rollout(agent, probe):
     np.testing.assert_equal(*results)
 
 
-@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
-def test_every_mode_has_next_step_autoreset(mode):
-    envs = make("CartPole-v1", 2, mode)
-    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-    assert isinstance(envs.unwrapped, CartPoleVectorEnv) == (mode == "vector_entry_point")
+@pytest.mark.parametrize(
+    "env_id, mode, kind",
+    [
+        ("CartPole-v1", None, CartPoleVectorEnv),
+        ("CartPole-v1", "vector_entry_point", CartPoleVectorEnv),
+        ("CartPole-v1", "sync", SyncVectorEnv),
+        ("CartPole-v1", "async", AsyncVectorEnv),
+        ("probe_envs:RecorderDiscrete-v0", None, SyncVectorEnv),
+    ],
+)
+def test_a_mode_is_obeyed_and_by_default_the_native_form_comes_first(env_id, mode, kind):
+    envs = make(env_id, 2, mode)
+    assert type(envs.unwrapped) is kind
     envs.close()
 
 
@@ -190,11 +201,19 @@ class PartlyUsed(ppo_vector.ActorCritic):
 
 def work(folder):
     """What each of two processes does: a whole run, of which it saves the observations, returns and parameters."""
-    rank, obs, targets, parameters = int(os.environ["RANK"]), [], [], []
-    collect_rollout, ppo_update, average = ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average
+    rank = int(os.environ["RANK"])
+    first = []
+    obs = []
+    targets = []
+    parameters = []
+    collect_rollout = ppo_vector.collect_rollout
+    ppo_update = ppo_vector.ppo_update
+    average = ppo_vector.average
 
-    def collect(*args, **evaluation):
-        rollout, *rest = collect_rollout(*args, **evaluation)
+    def collect(envs, agent, *args, **evaluation):
+        if not first:
+            first.extend([copy.deepcopy(agent.state_dict()), [random.random(), np.random.random()]])
+        rollout, *rest = collect_rollout(envs, agent, *args, **evaluation)
         if not evaluation:
             obs.append(rollout["obs"])
         return rollout, *rest
@@ -210,10 +229,12 @@ def work(folder):
             parameters.append((own, result.clone()))
         return result
 
-    ppo_vector.collect_rollout, ppo_vector.ppo_update, ppo_vector.average = collect, update, averaged
+    ppo_vector.collect_rollout = collect
+    ppo_vector.ppo_update = update
+    ppo_vector.average = averaged
     ppo_vector.ActorCritic = PartlyUsed
     agent = ppo_vector.train(ppo_vector.Args(**RUN, log_dir=f"{folder}/runs"))
-    results = {"obs": obs, "targets": targets, "parameters": parameters}
+    results = {"first": first, "obs": obs, "targets": targets, "parameters": parameters}
     torch.save(results | {"weights": agent.state_dict()}, Path(folder, f"{rank}.pt"))
 
 
@@ -223,6 +244,8 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path, monkeypatch):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert_same(one["first"][0], other["first"][0])
+    assert (np.array(one["first"][1]) != other["first"][1]).all()  # numbers of the global generators
     assert_same(one["weights"], other["weights"])
     assert not torch.equal(one["obs"][0][:10], other["obs"][0][:10])
     obs = [x for process in (one, other) for x in process["obs"]]
@@ -265,8 +288,8 @@ def start(tmp_path):
         return processes[-1]
 
     yield start
-    for process in processes:
-        if process.poll() is None:
+    for process in processes:  # the script may have ended, and its workers not
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -281,9 +304,7 @@ def test_a_killed_process_ends_the_run(start, tmp_path, mode, launcher):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_asynchronous_environments_with_a_checkpoint(start, tmp_path, number):
     process = start("none", "async")
-    end = time.monotonic() + 60
-    while "step" not in (tmp_path / "out").read_text() and time.monotonic() < end:
-        time.sleep(0.1)
+    assert wait_until(lambda: "step" in (tmp_path / "out").read_text(), 60)
     os.kill(process.pid, number)
     assert process.wait(30) == 128 + number
     assert (tmp_path / "out").read_text().splitlines()[-1].startswith("checkpoint: ")
@@ -323,6 +344,14 @@ def test_short_episodes_alone_do_not_solve(tiny, capsys):
 
 
 @discrete
+def test_a_run_is_solved_when_all_processes_say_so(tiny, monkeypatch):
+    """Else one would wait for the others. Of two processes this one would be solved after 48 steps."""
+    monkeypatch.setattr(ppo_vector, "average", lambda tensor: tensor / 2 if tensor.ndim == 0 else tensor)
+    ppo_vector.train(tiny(env_id="probe_envs:OneStepDiscrete-v0", target_return=1.0, total_timesteps=128))
+    assert torch.load(run_folder() / "checkpoint.pt")["step"] == 128
+
+
+@discrete
 def test_a_native_environment_whose_close_takes_no_timeout_is_closed(tiny, monkeypatch):
     """As that of gym.vector.VectorEnv."""
     closed = []
@@ -334,7 +363,7 @@ def test_a_native_environment_whose_close_takes_no_timeout_is_closed(tiny, monke
 
 def test_a_vectorization_mode_in_env_kwargs_holds():
     envs = ppo_vector.make_envs(ppo_vector.Args(env_kwargs={"vectorization_mode": "async"}), 2)
-    assert isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
+    assert type(envs.unwrapped) is AsyncVectorEnv
     envs.close()
 
 
