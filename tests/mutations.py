@@ -22,8 +22,18 @@ FAULTS = [  # script, text, text with the fault, test
     (D, "advantages + values", "advantages - values", "test_gae.py"),
     (D, "- fraction * args.ent_coef", "+ fraction * args.ent_coef", "test_update.py::test_equals_a_textbook_update"),
     (D, "- fraction * args", "- args", "test_update.py::test_a_fraction_scales_the_entropy_bonus_alone"),
-    (D, "args, rng, fraction)", "args, rng)", "test_runs.py::test_the_entropy_bonus_falls_with_the_learning_rate"),
-    (V, "args, rng, fraction)", "args, rng)", "test_runs.py::test_the_entropy_bonus_falls_with_the_learning_rate"),
+    (
+        D,
+        "args, rng, fraction)",
+        "args, rng)",
+        "test_checkpoints.py::test_groups_of_parameters_keep_their_learning_rates_after_a_resume",
+    ),
+    (
+        V,
+        "args, rng, fraction)",
+        "args, rng)",
+        "test_checkpoints.py::test_groups_of_parameters_keep_their_learning_rates_after_a_resume",
+    ),
     (
         D,
         'logratio = logprobs - rollout["logprobs"][rows]',
@@ -161,7 +171,7 @@ FAULTS = [  # script, text, text with the fault, test
         D,
         'optimizer.load_state_dict(saved["optimizer"])',
         "pass",
-        "test_checkpoints.py::test_a_resumed_run_keeps_its_optimizer_and_begins_another_episode",
+        "test_checkpoints.py::test_a_changed_optimizer_is_not_changed_back_by_a_checkpoint",
     ),
     (
         D,

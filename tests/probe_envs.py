@@ -1,5 +1,6 @@
 """Tiny Gymnasium environments with known answers: --env-id probe_envs:NAME-v0, with this folder on the Python path."""
 
+import builtins
 import copy
 import fcntl
 import itertools
@@ -185,7 +186,10 @@ class OwnNames(Recorder):
 
 
 class Trouble(Recorder):
-    """A Recorder with trouble in one step of the process, by $PROBE_TROUBLE: "STEP obs VALUE", reward or signal."""
+    """A Recorder with trouble in one step of the process, by $PROBE_TROUBLE: "STEP obs VALUE".
+
+    Other kinds are reward, signal and raise; their values are a number, that of the signal, the name of an error.
+    """
 
     steps = 0
 
@@ -196,6 +200,8 @@ class Trouble(Recorder):
         if Trouble.steps == int(step):
             if kind == "signal":
                 signal.raise_signal(int(value))
+            elif kind == "raise":
+                raise getattr(builtins, value)("mine")
             elif kind == "reward":
                 reward = float(value)
             else:
@@ -370,40 +376,23 @@ class Same(Recorder):
         self.observation_space.sample = lambda: np.array([0.3, -0.2, 0.5], np.float32)
 
 
-class Alone(Recorder):
-    """A Recorder of which only one may be open at a time."""
-
-    opened = False
-
-    def __init__(self, **spaces):
-        assert not Alone.opened, "another one is open"
-        super().__init__(**spaces)
-        Alone.opened = True
-
-    def close(self):
-        Alone.opened = False
-
-
-class Filmed(Alone):
-    """An Alone that can be filmed."""
+class Filmed(Recorder):
+    """A Recorder that can be filmed, and of which only one may be open at a time."""
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    opened = False
 
     def __init__(self, render_mode=None, **spaces):
+        assert not Filmed.opened, "another one is open"
         super().__init__(**spaces)
         self.render_mode = render_mode
+        Filmed.opened = True
 
     def render(self):
         return np.zeros((16, 16, 3), np.uint8)
 
-
-class Failing(Recorder):
-    """A Recorder that raises the error named by $PROBE_ERROR in its 50th step."""
-
-    def step(self, action):
-        if len(self.log) == 50:
-            raise {"import": ImportError, "float": FloatingPointError, "os": OSError}[os.environ["PROBE_ERROR"]]("mine")
-        return super().step(action)
+    def close(self):
+        Filmed.opened = False
 
 
 class GlobalRandom(Recorder):
@@ -423,28 +412,10 @@ class Changing(Recorder):
         return result
 
 
-class Mixture(gym.Env):
-    """Half the episodes are 400 steps long and return 300, the others 25 steps and return -100."""
-
-    def __init__(self, action_space):
-        self.action_space, self.observation_space = action_space, Box(-1, 1, (1,))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.long, self.t = self.np_random.random() < 0.5, 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        done = self.t == (400 if self.long else 25)
-        return np.zeros(1, np.float32), 0.75 if self.long else -4.0, done, False, {}
-
-
 for family in ("Discrete", "Box"):
     several = ACTIONS[family]
-    for probe in (Same, Alone, Filmed, Failing, GlobalRandom):
+    for probe in (Same, Filmed, GlobalRandom):
         register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
-    register(f"Mixture{family}", Mixture, action_space=several)
 gym.register("Changing-v0", Changing, kwargs=recorder | {"action_space": MultiDiscrete([3, 2])})
 gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([30] * 20)})
 

@@ -12,7 +12,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import CASES, SCRIPTS, load, make_envs, once_per_script, run_folder
+from conftest import CASES, load, make_envs, once_per_script, run_folder
 
 import ppo_vector
 
@@ -110,21 +110,12 @@ def test_rewards_of_any_size_leave_sound_statistics(agent):
     assert agent.return_std.isfinite()
 
 
-def test_what_people_call_raises_exceptions(script, probe, tiny, monkeypatch):
-    """A sweep that catches Exception survives each of these."""
-    monkeypatch.setattr("probe_envs.Trouble.steps", 0)
-    monkeypatch.setenv("PROBE_TROUBLE", "13 reward nan")
-    for error, flags in [
-        (ValueError, {"env_id": probe("Trouble")}),
-        (ValueError, {"env_id": "Unknown-v0"}),
-        (ValueError, {"env_id": "probe_envs:ActTuple-v0"}),
-        (ValueError, {"num_minibatches": 1000}),
-        (FileNotFoundError, {"resume": "missing.pt"}),
-        (ValueError, {"env_kwargs": "{}"}),
-        (ValueError, {"capture_video": True, "env_id": probe("NonePicture")}),
-    ]:
-        with pytest.raises(error):
-            script.train(tiny(**flags))
+def test_what_people_call_raises_exceptions(script, tiny):
+    """A sweep that catches Exception goes on after a wrong flag."""
+    with pytest.raises(ValueError, match="Unknown"):
+        script.train(tiny(env_id="Unknown-v0"))
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
+        script.train(tiny(resume="missing.pt"))
 
 
 REFUSED = {
@@ -320,13 +311,6 @@ def test_another_network_alone_says_what_to_do_and_trains_by_the_flag(script, ti
         shutil.rmtree("runs")
 
 
-def test_the_names_of_the_readme_exist():
-    for name in SCRIPTS:
-        module = __import__(name)
-        for function in ("Args", "ActorCritic", "compute_gae", "ppo_update", "evaluate", "train"):
-            assert hasattr(module, function)
-
-
 def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
     rollouts, rewards = record("collect_rollout"), []
     for name in ("ArrayReward", "Recorder"):
@@ -474,9 +458,3 @@ def test_an_error_of_the_environment_in_a_function_that_the_scripts_know_keeps_i
     """The scripts' own errors in functions of these names are one line."""
     with pytest.raises((ValueError, FileExistsError, RuntimeError)):
         main("--env-id", probe(f"Own_{name}"))
-
-
-@discrete_cases
-def test_an_action_has_the_dtype_of_its_space(script, tiny):
-    """The environment asserts that its space contains it."""
-    script.train(tiny(env_id="probe_envs:ActDiscreteInt32-v0"))

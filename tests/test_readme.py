@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -128,12 +129,26 @@ def python_blocks(readme):
     return re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
 
 
-def test_the_readme_example_in_python_runs(python_blocks):
-    import ppo_discrete
+FOR_VECTORS = {  # by the words of its comment
+    "ppo_discrete": "ppo_vector",
+    "make_env(args)": "make_envs(args, 1)",
+    ", make_env\n": ", make_envs\n",
+    "env.observation_space": "env.single_observation_space",
+    "env.action_space": "env.single_action_space",
+    "[None]": "",
+    "logits[0]": "logits",
+}
 
-    ppo_discrete.train(ppo_discrete.Args(total_timesteps=1024, eval_episodes=0))
+
+@pytest.mark.parametrize("name, changes", [("ppo_discrete", {}), ("ppo_vector", FOR_VECTORS)])
+def test_the_readme_example_in_python_runs(python_blocks, name, changes):
+    script = load_script(name)
+    script.train(script.Args(total_timesteps=1024, eval_episodes=0))
     (run_folder() / "checkpoint.pt").rename("checkpoint.pt")
     (example,) = [block for block in python_blocks if "import torch" in block]
+    for old, new in changes.items():
+        assert old in example
+        example = example.replace(old, new)
     loaded, onnx = example.rsplit("\n", 2)[:2]
     assert onnx.startswith("torch.onnx.export(")  # needs packages that the tests do not install, and begins like this
     names = {}
@@ -141,6 +156,7 @@ def test_the_readme_example_in_python_runs(python_blocks):
     program = torch.export.export(names["agent"], (torch.zeros(1, 4),))
     logits, values = program.module()(torch.zeros(1, 4))
     assert (logits.shape, values.shape) == ((1, 2), (1,))
+    assert np.all(np.isin(names["action"], [0, 1]))
 
 
 def test_the_readme_recipes_train(python_blocks, monkeypatch):

@@ -53,13 +53,6 @@ def evaluated(agent, monkeypatch):
     return calls
 
 
-def test_first_minibatch_has_ratio_1(update):
-    metrics = update(update_epochs=1, num_minibatches=1)
-    assert metrics["losses/clipfrac"] == 0
-    assert abs(metrics["losses/approx_kl"]) < 1e-6
-    assert abs(metrics["losses/policy_loss"]) < 1e-5  # the mean of normalized advantages is 0
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -139,6 +132,7 @@ def test_target_kl_ends_the_update_after_the_first_epoch_above_it(batch, update,
 
 def test_a_gradient_that_is_nan_changes_nothing(agent, batch, update):
     before = copy.deepcopy(agent.state_dict())
+    batch[0]["obs"] *= 7  # the largest was near 1
     with pytest.raises(FloatingPointError, match="try --norm-obs or a lower --learning-rate") as raised:
         update(advantages=np.full_like(batch[1], np.nan))
     assert_same(agent.state_dict(), before)

@@ -158,17 +158,6 @@ def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_s
 
 
 @discrete
-def test_long_episodes_count_as_often_as_short_ones(tiny, record):
-    """Half are 400 steps long and return 300, half 25 and return -100: the mean is 100, checkpoint after checkpoint."""
-    rollouts = record("collect_rollout")
-    flags = {"num_envs": 16, "num_steps": 64, "total_timesteps": 120_000, "hidden_size": 8, "update_epochs": 1}
-    ppo_vector.train(tiny(env_id="probe_envs:MixtureDiscrete-v0", checkpoint_interval=1, **flags))
-    returns = [episode["r"] for *_, episodes in rollouts for episode in episodes]
-    assert len(returns) > 400
-    assert np.mean(returns) == pytest.approx(100, abs=35)
-
-
-@discrete
 def test_no_two_environments_begin_alike(tiny, monkeypatch):
     """Of two seeds and two processes; the same seed begins alike."""
     collect_rollout, runs = ppo_vector.collect_rollout, []
