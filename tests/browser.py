@@ -59,7 +59,7 @@ def main(chromium):
         words = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--port", "0"]
         server = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
         try:
-            address = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+:\d+", line)))
+            address = next(found for line in server.stderr for found in re.findall(r"http://\S+:\d+", line))
             browser = playwright.chromium.launch(executable_path=chromium, args=SWITCHES)
             page = browser.new_page(viewport={"width": 1280, "height": 860})
             page.goto(f"{address}/?darkMode=false#timeseries")

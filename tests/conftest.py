@@ -21,14 +21,23 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".pytest_cache"
 SCRIPTS = {"ppo_discrete": ["Discrete"], "ppo_continuous": ["Box"], "ppo_vector": ["Discrete", "Box"]}
 OBS_SPACE = gym.spaces.Box(-1, 1, (3,))
 CASES = [(script, family) for script, families in SCRIPTS.items() for family in families]
+
+
+def only(*cases):
+    """A mark for tests that are for these cases."""
+    return pytest.mark.parametrize("case", cases, ids="-".join, indirect=True)
+
+
 # For what does not depend on the actions: each script once.
-once_per_script = pytest.mark.parametrize(
-    "case", [(script, families[0]) for script, families in SCRIPTS.items()], ids=SCRIPTS, indirect=True
-)
+once_per_script = only(*((script, families[0]) for script, families in SCRIPTS.items()))
 # For processes, which take seconds to start; ppo_continuous.py has the train and main of ppo_discrete.py (test_parity).
-once_per_main = pytest.mark.parametrize(
-    "case", [("ppo_discrete", "Discrete"), ("ppo_vector", "Discrete")], ids=lambda case: case[0], indirect=True
-)
+once_per_main = only(("ppo_discrete", "Discrete"), ("ppo_vector", "Discrete"))
+discrete_cases = once_per_main
+box_cases = only(("ppo_continuous", "Box"), ("ppo_vector", "Box"))
+single_cases = only(("ppo_discrete", "Discrete"), ("ppo_continuous", "Box"))
+discrete_script = only(("ppo_discrete", "Discrete"))
+vector_script = only(("ppo_vector", "Discrete"))
+vector_cases = only(("ppo_vector", "Discrete"), ("ppo_vector", "Box"))
 
 
 STATUS = r" *\d+%  step \d+  mean return (nan|-?\d+\.\d)  \d+ steps/s  \d+ s left *"
@@ -57,6 +66,18 @@ def read_scalars(folder):
 def make_envs(script, args, num_envs=1):
     """The environment of a script, a vector of them in ppo_vector.py."""
     return script.make_envs(args, num_envs) if hasattr(script, "make_envs") else script.make_env(args)
+
+
+def rollout_size(script, num_steps, num_envs):
+    """Flags for rollouts of as many steps in all, in one environment or in several."""
+    if hasattr(script.Args, "num_envs"):
+        return {"num_steps": num_steps, "num_envs": num_envs}
+    return {"num_steps": num_steps * num_envs}
+
+
+def as_words(flags):
+    """A dict of flags as one types them."""
+    return [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def make_agent(script, env, args):
@@ -103,14 +124,15 @@ def sandbox(tmp_path, monkeypatch):
 class Player:
     """Collects rollouts on an environment by any script. `logs` are the transitions that the environments saw."""
 
-    def __init__(self, script, agent, env_id, num_envs=3, **flags):
-        self.script, self.agent = script, agent
+    def __init__(self, script, agent, env_id, num_envs=3, seed=3, **flags):
+        self.script = script
+        self.agent = agent
         self.vector = hasattr(script, "make_envs")
         mode = {"vectorization_mode": "sync"} if self.vector else {}
         self.args = script.Args(env_id=env_id, **mode | flags)
         self.env = make_envs(script, self.args, num_envs)
         self.done = [np.zeros(num_envs, bool)] if self.vector else []
-        self.obs, _ = self.env.reset(seed=3)
+        self.obs, _ = self.env.reset(seed=seed)
 
     @property
     def logs(self):
@@ -155,7 +177,7 @@ def action_space(family):
 @pytest.fixture
 def agent(script, action_space):
     """An agent for the Recorder with weights so large that its policy is far from uniform."""
-    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=True))
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16))
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
@@ -174,10 +196,8 @@ def tiny(script, probe, tmp_path):
     """Args of a run on the Recorder that takes a fraction of a second."""
 
     def tiny(**flags):
-        small = {"env_id": probe("Recorder"), "total_timesteps": 64, "num_steps": 16, "num_minibatches": 2}
-        if hasattr(script.Args, "num_envs"):
-            small |= {"num_envs": 2, "num_steps": 8}
-        small |= {"norm_obs": False, "target_kl": None, "eval_episodes": 0, "log_dir": str(tmp_path / "runs")}
+        small = {"env_id": probe("Recorder"), "total_timesteps": 64, "num_minibatches": 2, "norm_obs": False}
+        small |= rollout_size(script, 8, 2) | {"eval_episodes": 0, "log_dir": str(tmp_path / "runs")}
         return script.Args(**small | flags)
 
     return tiny
@@ -186,27 +206,49 @@ def tiny(script, probe, tmp_path):
 @pytest.fixture
 def flags(probe, script):
     """A run of 10 iterations on a probe environment, a checkpoint after every second one."""
-    size = {"num-envs": 2, "num-steps": 16} if hasattr(script.Args, "num_envs") else {"num-steps": 32}
-    size |= {"env-id": probe("Trouble"), "total-timesteps": 320, "num-minibatches": 2, "checkpoint-interval": 2}
-    pairs = size | {"update-epochs": 2, "eval-episodes": 3, "hidden-size": 8}
-    return [word for name, value in pairs.items() for word in (f"--{name}", str(value))]
+    run = {"env_id": probe("Trouble"), "total_timesteps": 320, "num_minibatches": 2, "checkpoint_interval": 2}
+    return as_words(run | rollout_size(script, 16, 2) | {"update_epochs": 2, "eval_episodes": 3, "hidden_size": 8})
 
 
 @pytest.fixture
 def record(script, monkeypatch):
-    """record("make_env") is the list, growing through the test, of what that function of the script returns."""
+    """record("make_env") is the list, growing through the test, of what that function of the script returns.
 
-    def record(name):
-        function, results = getattr(script, name), []
+    With `before`, a function of its arguments, the list is of what that one returns before each call.
+    """
+
+    def record(name, before=None):
+        function = getattr(script, name)
+        records = []
 
         def recording(*args, **kwargs):
-            results.append(function(*args, **kwargs))
-            return results[-1]
+            if before:
+                records.append(before(*args))
+            result = function(*args, **kwargs)
+            if not before:
+                records.append(result)
+            return result
 
         monkeypatch.setattr(script, name, recording)
-        return results
+        return records
 
     return record
+
+
+@pytest.fixture
+def edited(script, tmp_path):
+    """edited((old, new), ...) is the path of a copy of the script with other texts."""
+
+    def edited(*pairs):
+        source = Path(script.__file__).read_text()
+        for old, new in pairs:
+            assert source.count(old) == 1, old
+            source = source.replace(old, new)
+        path = tmp_path / "edited.py"
+        path.write_text(source)
+        return path
+
+    return edited
 
 
 @pytest.fixture

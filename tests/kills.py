@@ -30,9 +30,11 @@ def survives(script, env_id, delay):
     """Whether a run killed so many seconds after its first checkpoint leaves one that goes on to the end."""
     with tempfile.TemporaryDirectory() as folder:
         process = start(script, folder, "--env-id", env_id, *FLAGS.split())
-        while not (paths := [*Path(folder).glob("runs/*/checkpoint.pt")]):
+        paths = []
+        while not paths:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
+            paths = [*Path(folder).glob("runs/*/checkpoint.pt")]
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-D, C, V = "ppo_discrete", "ppo_continuous", "ppo_vector"
+D = "ppo_discrete"
+C = "ppo_continuous"
+V = "ppo_vector"
 FAULTS = [  # script, text, text with the fault, test
     (D, "gamma * (1 - terminated) * next_values", "gamma * (1 - truncated) * next_values", "test_gae.py"),
     (D, "gae_lambda * (1 - terminated) * (1 - truncated)", "gae_lambda * (1 - terminated)", "test_gae.py"),
@@ -433,7 +435,7 @@ FAULTS = [  # script, text, text with the fault, test
         V,
         '"rewards": rewards[valid]',
         '"rewards": rewards',
-        "test_vector.py::test_rows_of_a_native_vector_environment_are_its_transitions",
+        "test_rollout.py::test_rows_are_the_transitions_of_a_native_vector_environment",
     ),
     (
         D,

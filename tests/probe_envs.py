@@ -3,7 +3,6 @@
 import builtins
 import copy
 import fcntl
-import itertools
 import os
 import random
 import signal
@@ -15,7 +14,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Tuple
 
 # One space of several choices or dimensions for each family of actions.
 ACTIONS = {"Discrete": Discrete(30, start=-4), "Box": Box(-1, 1, (3,))}
@@ -28,12 +27,6 @@ OBSERVATION_SPACES = {
     "ObsMultiBinary": MultiBinary([2, 2]),
     "ObsImage": Box(0, 255, (4, 5, 3), np.uint8),
     "ObsFloat64": Box(-np.inf, np.inf, (2,), np.float64),
-}
-BAD_OBSERVATION_SPACES = {
-    "ObsText": Text(5),
-    "ObsNestedText": Dict(number=Discrete(2), word=Text(5)),
-    "ObsSequence": Sequence(Discrete(2)),
-    "ObsGraph": Graph(Box(-1, 1, (2,)), None),
 }
 ACTION_SPACES = {
     "Discrete": {
@@ -75,9 +68,11 @@ class Chain(gym.Env):
     The observation is the one-hot number of the step.
     """
 
-    def __init__(self, action_space, rewards, endless=False, render_mode=None):
-        self.action_space, self.observation_space = action_space, Box(0, 1, (len(rewards),))
-        self.rewards, self.endless = rewards, endless
+    def __init__(self, action_space, rewards, endless=False):
+        self.action_space = action_space
+        self.observation_space = Box(0, 1, (len(rewards),))
+        self.rewards = rewards
+        self.endless = endless
 
     def observe(self):
         return np.eye(len(self.rewards), dtype=np.float32)[self.position % len(self.rewards)]
@@ -100,14 +95,17 @@ class Sign(gym.Env):
     1 and -1. `log` keeps (obs, action, reward).
     """
 
-    def __init__(self, action_space, matching, render_mode=None):
-        self.action_space, self.observation_space = action_space, Box(-1, 1, (1,))
-        self.matching, self.log = matching, []
+    def __init__(self, action_space, matching):
+        self.action_space = action_space
+        self.observation_space = Box(-1, 1, (1,))
+        self.matching = matching
+        self.log = []
 
     def best_action(self, obs):
         if isinstance(self.action_space, Discrete):
             return (1 + obs) / 2
-        low, high = self.action_space.low, self.action_space.high
+        low = self.action_space.low
+        high = self.action_space.high
         return (low + high) / 2 + 0.3 * obs * (high - low) / 2
 
     def reset(self, *, seed=None, options=None):
@@ -128,15 +126,15 @@ class Recorder(gym.Env):
     `log` keeps the transitions (obs, action, reward, next_obs, terminated, truncated) of one environment.
     """
 
-    def __init__(self, action_space, observation_space, render_mode=None):
-        self.action_space, self.observation_space = action_space, copy.deepcopy(observation_space)
-        self.log, self.resets = [], 0
+    def __init__(self, action_space, observation_space):
+        self.action_space = action_space
+        self.observation_space = copy.deepcopy(observation_space)
+        self.log = []
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
-        self.resets += 1
         self.obs = self.observation_space.sample()
         return self.obs, {}
 
@@ -144,16 +142,10 @@ class Recorder(gym.Env):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
         reward = self.np_random.normal() + float(np.sum(action, dtype=float))
         terminated, truncated = (bool(flag) for flag in self.np_random.random(2) < 0.15)
-        obs, self.obs = self.obs, self.observation_space.sample()
+        obs = self.obs
+        self.obs = self.observation_space.sample()
         self.log.append((obs, action, reward, self.obs, terminated, truncated))
         return self.obs, reward, terminated, truncated, {}
-
-
-class Plain(Recorder):
-    """A Recorder that does not know of rendering, as an environment of one's own may not."""
-
-    def __init__(self, action_space, observation_space):
-        super().__init__(action_space, observation_space)
 
 
 class ArrayReward(Recorder):
@@ -209,35 +201,9 @@ class Trouble(Recorder):
         return obs, reward, *rest
 
 
-def register(name, entry_point, time_limit=None, **kwargs):
-    gym.register(f"{name}-v0", entry_point, max_episode_steps=time_limit, kwargs=kwargs)
-
-
 def far(**kwargs):
     """A Sign whose observations are 6000 and 4000 in place of 1 and -1."""
     return gym.wrappers.TransformObservation(Sign(**kwargs), lambda obs: 5000 + 1000 * obs, Box(0, 10_000, (1,)))
-
-
-for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
-    register(f"OneStep{family}", Chain, action_space=single, rewards=[1.0])
-    register(f"TwoSteps{family}", Chain, action_space=single, rewards=[0.0, 1.0])
-    register(f"Endless{family}", Chain, action_space=single, rewards=[1.0], endless=True)
-    register(f"Truncated{family}", Chain, time_limit=5, action_space=single, rewards=[1.0], endless=True)
-    register(f"Sign{family}", Sign, action_space=single, matching=False)
-    register(f"Match{family}", Sign, action_space=single, matching=True)
-    register(f"FarMatch{family}", far, action_space=single, matching=True)
-    several, vector = ACTIONS[family], Box(-1, 1, (3,))
-    register(f"Recorder{family}", Recorder, action_space=several, observation_space=vector)
-    register(f"Plain{family}", Plain, action_space=several, observation_space=vector)
-    register(f"Trouble{family}", Trouble, action_space=several, observation_space=vector)
-    register(f"probe/Recorder{family}", Recorder, action_space=several, observation_space=vector)
-    for name, space in (OBSERVATION_SPACES | BAD_OBSERVATION_SPACES).items():
-        register(f"{name}{family}", Recorder, action_space=several, observation_space=space)
-    for name, space in ACTION_SPACES[family].items():
-        register(name, Recorder, action_space=space, observation_space=vector)
-gym.register("NeedsExtra-v0", "no_such_package.envs:Env")
-for name, space in BAD_ACTION_SPACES.items():
-    register(name, Recorder, action_space=space, observation_space=Box(-1, 1, (3,)))
 
 
 class Scripted(gym.Env):
@@ -249,8 +215,9 @@ class Scripted(gym.Env):
 
     EPISODES = (("..T", ".U", ".B", ".T", "..."), ("T", "T", ".B", "U", "..U", "..."), (".....T", "T", "T", "......"))
 
-    def __init__(self, action_space, render_mode=None):
-        self.action_space, self.observation_space = action_space, Box(0, 100, (3,))
+    def __init__(self, action_space):
+        self.action_space = action_space
+        self.observation_space = Box(0, 100, (3,))
         self.episode = -1
 
     def observe(self):
@@ -260,7 +227,8 @@ class Scripted(gym.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.instance = seed
-        self.episode, self.position = self.episode + 1, 0
+        self.episode = self.episode + 1
+        self.position = 0
         return self.observe(), {}
 
     def step(self, action):
@@ -274,7 +242,8 @@ class Staggered(Chain):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.position, self.steps_left = self.np_random.integers(len(self.rewards)), self.np_random.integers(1, 6)
+        self.position = self.np_random.integers(len(self.rewards))
+        self.steps_left = self.np_random.integers(1, 6)
         return self.observe(), {}
 
     def step(self, action):
@@ -304,21 +273,14 @@ class Accident(Recorder):
     """A Recorder whose process and forks hold a lock on $PROBE_FOLDER/alive, and that may have a $PROBE_ACCIDENT.
 
     One of all that have the folder is, in its 40th step, to "raise" an error, to "kill" its process, to "hang" or to
-    "compute", or is sent a SIGTERM in its "finaliser". The folder's file "made" has a line for each of them, "closed"
-    for each closed.
+    "compute".
     """
 
-    accident, numbers = os.environ.get("PROBE_ACCIDENT"), itertools.count()
+    accident = os.environ.get("PROBE_ACCIDENT")
 
     def __init__(self, **spaces):
         super().__init__(**spaces)
-        self.folder, self.name = Path(os.environ["PROBE_FOLDER"]), f"{os.getpid()} {next(self.numbers)}"
-        fcntl.flock(os.open(self.folder / "alive", os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
-        self.note("made")
-
-    def note(self, event):
-        with (self.folder / event).open("a") as file:
-            file.write(f"{self.name}\n")
+        fcntl.flock(os.open(Path(os.environ["PROBE_FOLDER"], "alive"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH)
 
     def step(self, action):
         if len(self.log) == 40 and self.accident in ("raise", "kill", "hang", "compute") and first_accident():
@@ -331,13 +293,6 @@ class Accident(Recorder):
             time.sleep(600)
         return super().step(action)
 
-    def close(self):
-        self.note("closed")
-
-    def __del__(self):
-        if self.accident == "finaliser" and first_accident():
-            os.kill(os.getpid(), signal.SIGTERM)
-
 
 def first_accident():
     """True once for all processes that have the folder."""
@@ -346,26 +301,6 @@ def first_accident():
     except FileExistsError:
         return False
     return True
-
-
-if Accident.accident == "fork":  # a SIGTERM comes while the process forks
-    os.register_at_fork(before=lambda: first_accident() and os.kill(os.getpid(), signal.SIGTERM))
-
-discrete, vector = ACTIONS["Discrete"], Box(-1, 1, (3,))
-recorder = {"action_space": discrete, "observation_space": vector}
-register("Scripted", Scripted, action_space=discrete)
-register("StaggeredEnd", Staggered, action_space=discrete, rewards=[1.0, 0.0, -2.0, 3.0])
-register("StaggeredEndless", Staggered, action_space=discrete, rewards=[1.0, 0.0, 2.0], endless=True)
-register("Accident", Accident, **recorder)
-natives = {f"Native{name}": space for spaces in ACTION_SPACES.values() for name, space in spaces.items()}
-for name, space in (natives | {f"NativeRecorder{family}": space for family, space in ACTIONS.items()}).items():
-    gym.register(f"{name}-v0", Recorder, vector_entry_point=NativeRecorder, kwargs=recorder | {"action_space": space})
-for name, space in OBSERVATION_SPACES.items():
-    kwargs = recorder | {"observation_space": space}
-    gym.register(f"Native{name}-v0", Recorder, vector_entry_point=NativeRecorder, kwargs=kwargs)
-same_step = partial(NativeRecorder, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-gym.register("NativeSameStep-v0", Recorder, vector_entry_point=same_step, kwargs=recorder)
-gym.register("NativeUntold-v0", Recorder, vector_entry_point=partial(NativeRecorder, told=False), kwargs=recorder)
 
 
 class Same(Recorder):
@@ -412,21 +347,14 @@ class Changing(Recorder):
         return result
 
 
-for family in ("Discrete", "Box"):
-    several = ACTIONS[family]
-    for probe in (Same, Filmed, GlobalRandom):
-        register(f"{probe.__name__}{family}", probe, action_space=several, observation_space=Box(-1, 1, (3,)))
-gym.register("Changing-v0", Changing, kwargs=recorder | {"action_space": MultiDiscrete([3, 2])})
-gym.register("ManyChoices-v0", Recorder, kwargs=recorder | {"action_space": MultiDiscrete([30] * 20)})
-
-
 class Table(gym.Env):
     """An endless random Markov decision process of 6 states and 3 actions. `scale` multiplies the rewards."""
 
     RNG = np.random.default_rng(3)
     TRANSITIONS = RNG.dirichlet(np.full(6, 0.3), (6, 3))  # of state, action, next state
     REWARDS = RNG.normal(size=(6, 3))  # of state, action
-    action_space, observation_space = Discrete(3), Discrete(6)
+    action_space = Discrete(3)
+    observation_space = Discrete(6)
 
     def __init__(self, scale):
         self.scale = scale
@@ -442,14 +370,11 @@ class Table(gym.Env):
         return self.state, reward, False, False, {}
 
 
-for scale in (1e-4, 1, 1e4):
-    gym.register(f"Table{scale:g}-v0", Table, kwargs={"scale": scale}, max_episode_steps=50)
-
-
 class Hasty(gym.Env):
     """Half of its episodes return 1 after 2 steps, the others 0 after 100."""
 
-    observation_space, action_space = Box(-1, 1, (2,)), Discrete(2)
+    observation_space = Box(-1, 1, (2,))
+    action_space = Discrete(2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -463,15 +388,13 @@ class Hasty(gym.Env):
         return np.zeros(2, np.float32), float(self.good and end), end, False, {}
 
 
-gym.register("Hasty-v0", Hasty)
-
-
 class Sized(Recorder):
     """A Recorder whose observations are so large, and 0 in this share of the steps."""
 
     def __init__(self, size, zeros=0.0, **spaces):
         super().__init__(**spaces)
-        self.size, self.zeros = size, zeros
+        self.size = size
+        self.zeros = zeros
         self.observation_space.sample = self.draw
 
     def draw(self):
@@ -482,10 +405,12 @@ class Sized(Recorder):
 class Scales(gym.Env):
     """Pays 1 for the sign of the first feature; the last one is near `scale`, with little change; all in `unit`s."""
 
-    observation_space, action_space = Box(-np.inf, np.inf, (6,)), Discrete(2)
+    observation_space = Box(-np.inf, np.inf, (6,))
+    action_space = Discrete(2)
 
     def __init__(self, scale, unit=1):
-        self.scale, self.unit = scale, unit
+        self.scale = scale
+        self.unit = unit
 
     def observe(self):
         self.x = self.np_random.standard_normal(6)
@@ -520,7 +445,8 @@ class OddInfo(Recorder):
 
     def __init__(self, kind, **spaces):
         super().__init__(**spaces)
-        self.kind, self.info = kind, {}
+        self.kind = kind
+        self.info = {}
 
     def reset(self, **kwargs):
         return super().reset(**kwargs)[0], self.make_info()
@@ -546,7 +472,8 @@ class Painter(Recorder):
 
     def __init__(self, picture, render_mode=None, **spaces):
         super().__init__(**spaces)
-        self.picture, self.render_mode = picture, render_mode
+        self.picture = picture
+        self.render_mode = render_mode
 
     def render(self):
         return self.picture
@@ -599,7 +526,8 @@ class Faulty(Recorder):
 
     def __init__(self, error, place, **spaces):
         super().__init__(**spaces)
-        self.error, self.place = error, place
+        self.error = error
+        self.place = place
         self.fail("init")
 
     def fail(self, place):
@@ -617,28 +545,77 @@ class Faulty(Recorder):
 
 BUGS = (ValueError, TypeError, KeyError, gym.error.Error, gym.error.ResetNeeded, FloatingPointError)
 BUGS += RuntimeError, NotImplementedError
-for family in ("Discrete", "Box"):
-    spaces = {"action_space": ACTIONS[family], "observation_space": Box(-1, 1, (3,))}
+
+
+def register(name, entry_point, time_limit=None, vector_entry_point=None, **kwargs):
+    gym.register(
+        f"{name}-v0", entry_point, max_episode_steps=time_limit, vector_entry_point=vector_entry_point, kwargs=kwargs
+    )
+
+
+VECTOR = Box(-1, 1, (3,))
+
+# For one family of actions: Chains and Signs have one action or dimension, the others several.
+for family, single in (("Discrete", Discrete(2)), ("Box", Box(1, 5, (1,)))):
+    register(f"OneStep{family}", Chain, action_space=single, rewards=[1.0])
+    register(f"TwoSteps{family}", Chain, action_space=single, rewards=[0.0, 1.0])
+    register(f"Endless{family}", Chain, action_space=single, rewards=[1.0], endless=True)
+    register(f"Truncated{family}", Chain, time_limit=5, action_space=single, rewards=[1.0], endless=True)
+    register(f"Sign{family}", Sign, action_space=single, matching=False)
+    register(f"Match{family}", Sign, action_space=single, matching=True)
+    register(f"FarMatch{family}", far, action_space=single, matching=True)
+    register(f"Argument{family}", Sizable, action_space=ACTIONS[family])
+    register(f"Popping{family}", Popping, action_space=ACTIONS[family])
+    register(f"AnyArgument{family}", AnyArgument, action_space=ACTIONS[family])
+    spaces = {"action_space": ACTIONS[family], "observation_space": VECTOR}
+    for probe in (Recorder, Trouble, ArrayReward, Same, Filmed, GlobalRandom, PythonRandom):
+        register(f"{probe.__name__}{family}", probe, **spaces)
+    register(f"probe/Recorder{family}", Recorder, **spaces)
+    register(f"NativeRecorder{family}", Recorder, vector_entry_point=NativeRecorder, **spaces)
     for exponent in (-6, 0, 4, 8):
         register(f"Size{exponent}{family}", Sized, size=10.0**exponent, **spaces)
     register(f"MostlyZero{family}", Sized, size=1.0, zeros=0.7, **spaces)
-    register(f"PythonRandom{family}", PythonRandom, **spaces)
     for kind in ("reused", "episode", "ragged", "mixed", "nested"):
         register(f"Info{kind}{family}", OddInfo, kind=kind, **spaces)
-    register(f"ArrayReward{family}", ArrayReward, **spaces)
     for function in ("check", "mkdir", "load_state_dict"):
         register(f"Own_{function}{family}", OwnNames, function=function, **spaces)
     register(f"NoPicture{family}", Unpainted, **spaces)
     register(f"NonePicture{family}", Painter, picture=None, **spaces)
     register(f"ListPicture{family}", Painter, picture=np.zeros((8, 8, 3), np.uint8).tolist(), **spaces)
-    register(f"ObsMission{family}", Recorder, **spaces | {"observation_space": Dict(x=Box(-1, 1, (2,)), m=Mission())})
-    register(f"Argument{family}", Sizable, action_space=ACTIONS[family])
-    register(f"Popping{family}", Popping, action_space=ACTIONS[family])
-    register(f"AnyArgument{family}", AnyArgument, action_space=ACTIONS[family])
     for error in BUGS:
         for place in ("init", "reset", "step"):
             register(f"Bug{error.__name__}{place}{family}", Faulty, error=error, place=place, **spaces)
+    bad = {"ObsSequence": Sequence(Discrete(2)), "ObsMission": Dict(x=Box(-1, 1, (2,)), m=Mission())}
+    for name, space in (OBSERVATION_SPACES | bad).items():
+        register(f"{name}{family}", Recorder, action_space=ACTIONS[family], observation_space=space)
+    for name, space in ACTION_SPACES[family].items():
+        register(name, Recorder, action_space=space, observation_space=VECTOR)
+
+# For one kind of actions, or of an action that does not matter.
+for name, space in BAD_ACTION_SPACES.items():
+    register(name, Recorder, action_space=space, observation_space=VECTOR)
+register("Changing", Changing, action_space=MultiDiscrete([3, 2]), observation_space=VECTOR)
+register("ManyChoices", Recorder, action_space=MultiDiscrete([30] * 20), observation_space=VECTOR)
+for scale in (1e-4, 1, 1e4):
+    register(f"Table{scale:g}", Table, time_limit=50, scale=scale)
 for exponent in (4, 6):
-    gym.register(f"Scales{exponent}-v0", Scales, kwargs={"scale": 10.0**exponent}, max_episode_steps=100)
-gym.register("Missing-v0", Missing, kwargs={"scale": 1}, max_episode_steps=100)
-gym.register("Tiny-v0", Scales, kwargs={"scale": 1, "unit": 1e-4}, max_episode_steps=100)
+    register(f"Scales{exponent}", Scales, time_limit=100, scale=10.0**exponent)
+register("Missing", Missing, time_limit=100, scale=1)
+register("Tiny", Scales, time_limit=100, scale=1, unit=1e-4)
+register("Hasty", Hasty)
+register("NeedsExtra", "no_such_package.envs:Env")
+
+# For ppo_vector.py.
+DISCRETE = ACTIONS["Discrete"]
+register("Scripted", Scripted, action_space=DISCRETE)
+register("StaggeredEnd", Staggered, action_space=DISCRETE, rewards=[1.0, 0.0, -2.0, 3.0])
+register("StaggeredEndless", Staggered, action_space=DISCRETE, rewards=[1.0, 0.0, 2.0], endless=True)
+spaces = {"action_space": DISCRETE, "observation_space": VECTOR}
+register("Accident", Accident, **spaces)
+for name, space in OBSERVATION_SPACES.items():
+    register(
+        f"Native{name}", Recorder, vector_entry_point=NativeRecorder, action_space=DISCRETE, observation_space=space
+    )
+same_step = partial(NativeRecorder, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+register("NativeSameStep", Recorder, vector_entry_point=same_step, **spaces)
+register("NativeUntold", Recorder, vector_entry_point=partial(NativeRecorder, told=False), **spaces)

@@ -17,7 +17,8 @@ def gae(rewards, values, next_values, terminated, truncated, gamma, gae_lambda):
     """Advantages (T,) by the definition: a sum of discounted temporal differences to the end of the episode."""
     advantages = []
     for t in range(len(rewards)):
-        total, weight = 0.0, 1.0
+        total = 0.0
+        weight = 1.0
         for i in range(t, len(rewards)):
             target = rewards[i] if terminated[i] else rewards[i] + gamma * next_values[i]
             total += weight * (target - values[i])
@@ -35,12 +36,14 @@ def ppo_update(agent, rollout, advantages, returns, args, rng):
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32) for x in (advantages, returns))
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
-    scale, rows_of_metrics = agent.return_std.item(), []
+    scale = agent.return_std.item()
+    rows_of_metrics = []
     for _ in range(args.update_epochs):
         for rows in np.array_split(rng.permutation(len(returns)), args.num_minibatches):
             distribution, values = policy(agent, rollout["obs"][rows])
             logratios = distribution.log_prob(rollout["actions"][rows]) - rollout["logprobs"][rows]
-            ratios, entropy = logratios.exp(), distribution.entropy().mean()
+            ratios = logratios.exp()
+            entropy = distribution.entropy().mean()
             clipped = ratios.clamp(1 - args.clip_coef, 1 + args.clip_coef)
             policy_loss = -torch.minimum(ratios * advantages[rows], clipped * advantages[rows]).mean()
             value_loss = ((values / scale - returns[rows] / scale) ** 2).mean() / 2

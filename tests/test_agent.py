@@ -5,7 +5,7 @@ import pytest
 import reference
 import scipy.stats
 import torch
-from conftest import CASES, OBS_SPACE, assert_same, make_envs, once_per_script
+from conftest import OBS_SPACE, assert_same, discrete_cases, discrete_script, make_envs, once_per_script
 from gymnasium.spaces import MultiDiscrete
 
 OBS = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
@@ -32,7 +32,8 @@ def test_observations_are_scaled_and_large_ones_grow_as_a_logarithm(agent, size)
 
 def test_values_are_in_units_of_the_return(agent):
     before = agent(torch.as_tensor(OBS))[1]
-    mean, std = agent.return_mean.clone(), agent.return_std.clone()
+    mean = agent.return_mean.clone()
+    std = agent.return_std.clone()
     agent.return_mean.fill_(7.0)
     agent.return_std.fill_(3.0)
     torch.testing.assert_close(agent(torch.as_tensor(OBS))[1], (before - mean) / std * 3 + 7)
@@ -59,7 +60,7 @@ def test_log_probabilities_and_entropies_are_those_of_the_formulas(agent, family
         np.testing.assert_allclose(ours.detach(), theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@discrete_script
 @pytest.mark.parametrize("shape", [(4,), (2, 3)])
 def test_parts_of_an_action_are_independent(script, shape):
     """The logits of each part stand together. Samples have the probabilities of theirs, whatever the others are."""
@@ -77,7 +78,7 @@ def test_parts_of_an_action_are_independent(script, shape):
     assert (agent.greedy(rows[0]) == logits.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@discrete_script
 @pytest.mark.parametrize("sizes", [[2, 3, 7, 1], [[2, 3], [3, 1]]])
 def test_uneven_parts_have_their_own_choices_and_no_other(script, sizes):
     """Before and after an update: each starts uniform over its own, as the entropy says, and never leaves them."""
@@ -99,7 +100,7 @@ def test_uneven_parts_have_their_own_choices_and_no_other(script, sizes):
         script.ppo_update(agent, optimizer, rollout, rng.normal(size=500), np.ones(500), args, rng)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+@discrete_cases
 def test_a_mask_of_minus_infinity_leaves_the_gradient_finite(agent):
     logits = torch.randn(20, 30, requires_grad=True)
     masked = logits.masked_fill(torch.rand(20, 30) < 0.5, -torch.inf)
@@ -110,7 +111,7 @@ def test_a_mask_of_minus_infinity_leaves_the_gradient_finite(agent):
 
 def test_fresh_agent_is_close_to_uniform_and_has_values_of_0(script, action_space):
     """Of 0, since random values would distort the statistics of small returns."""
-    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
+    agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
     outputs, values = agent(torch.as_tensor(OBS))
     assert 0 < outputs.abs().max() < 0.1
     assert (values == 0).all()
@@ -230,7 +231,8 @@ def test_statistics_of_equal_returns_are_finite(script, action_space):
 
 def test_evaluation_of_another_network_is_refused(script, agent, tiny, monkeypatch):
     """What numpy_actor says is compared with forward here too."""
-    forward, args = agent.forward, tiny(norm_obs=True, eval_episodes=1)
+    forward = agent.forward
+    args = tiny(eval_episodes=1)
     monkeypatch.setattr(agent, "forward", lambda obs: (1.1 * forward(obs)[0], forward(obs)[1]))
     with pytest.raises(ValueError, match="--no-numpy-actor"):
         script.evaluate(agent, make_envs(script, args), args)
@@ -238,7 +240,7 @@ def test_evaluation_of_another_network_is_refused(script, agent, tiny, monkeypat
 
 def test_evaluation_is_greedy(script, agent, tiny):
     """Of the actions that reach the environment each one is the most likely at its observation."""
-    args = tiny(norm_obs=True, eval_episodes=20)
+    args = tiny(eval_episodes=20)
     env = make_envs(script, args)
     script.evaluate(agent, env, args)
     (log,) = [single.unwrapped.log for single in getattr(env.unwrapped, "envs", [env])]
@@ -251,7 +253,8 @@ def test_evaluation_is_greedy(script, agent, tiny):
 
 def test_evaluation_counts_its_first_episodes(script, agent, tiny, record, capsys):
     """Those beyond the number asked for, in the same rollout, do not count. It prints their spread, too."""
-    rollouts, args = record("collect_rollout"), tiny(norm_obs=True, eval_episodes=3, num_steps=64)
+    rollouts = record("collect_rollout")
+    args = tiny(eval_episodes=3, num_steps=64)
     mean_return = script.evaluate(agent, make_envs(script, args), args)
     returns = [episode["r"] for *_, episodes in rollouts for episode in episodes]
     assert len(returns) > 3
@@ -262,12 +265,12 @@ def test_evaluation_counts_its_first_episodes(script, agent, tiny, record, capsy
 
 def test_evaluation_leaves_the_agent_alone(script, agent, tiny):
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    args = tiny(norm_obs=True, eval_episodes=3)
+    args = tiny(eval_episodes=3)
     script.evaluate(agent, make_envs(script, args), args)
     assert_same(agent.state_dict(), before)
 
 
-def test_samples_follow_the_distribution(script, agent, player, family):
+def test_samples_follow_the_distribution(agent, player, family):
     """All observations are one, so that the actions of a rollout are samples of one distribution."""
     played = player("Same")
     rollout, *_ = played.play(4000, np.random.default_rng(4))

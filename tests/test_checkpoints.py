@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import runpy
 import shutil
 import signal
 import time
@@ -66,15 +67,12 @@ def test_a_finished_run_is_refused_before_an_environment_is_made(checkpoint, mai
 
 
 @once_per_script
-def test_a_schedule_by_numpy_makes_a_checkpoint_that_loads(script, tiny):
+def test_a_schedule_by_numpy_makes_a_checkpoint_that_loads(script, tiny, edited):
     """torch refuses to load NumPy's numbers."""
-    linear = "fraction = 1 - global_step / args.total_timesteps"
-    source = Path(script.__file__).read_text()
-    assert source.count(linear) == 1
-    edited = {"__name__": "edited", "__file__": script.__file__}
-    exec(source.replace(linear, "fraction = np.cos(global_step / args.total_timesteps)"), edited)
-    edited["train"](tiny())
-    (group,) = torch.load(run_folder() / "checkpoint.pt")["optimizer"]["param_groups"]
+    share = "global_step / args.total_timesteps"
+    copy = runpy.run_path(edited((f"fraction = 1 - {share}", f"fraction = np.cos({share})")))
+    copy["train"](tiny())
+    (group,) = load(run_folder())["optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(script.Args.learning_rate * np.cos(0.75))
 
 
@@ -100,20 +98,16 @@ def test_an_evaluation_needs_episodes_and_prefers_its_own_checkpoint(script, tin
 
 
 @once_per_script
-def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, tiny, monkeypatch):
-    rates, fractions, ppo_update, adam = [], [], script.ppo_update, torch.optim.Adam
+def test_groups_of_parameters_keep_their_learning_rates_after_a_resume(script, tiny, monkeypatch, record):
+    adam = torch.optim.Adam
 
     def two_groups(parameters, lr, **kwargs):
         first, *rest = parameters
         return adam([{"params": [first], "lr": 10 * lr}, {"params": rest}], lr=lr, **kwargs)
 
-    def recording(agent, optimizer, *rest):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        fractions.append(rest[-1])  # of the entropy bonus
-        return ppo_update(agent, optimizer, *rest)
-
     monkeypatch.setattr(torch.optim, "Adam", two_groups)
-    monkeypatch.setattr(script, "ppo_update", recording)
+    rates = record("ppo_update", lambda agent, optimizer, *_: [group["lr"] for group in optimizer.param_groups])
+    fractions = record("ppo_update", lambda *args: args[-1])  # of the entropy bonus
     script.train(tiny(learning_rate=0.01))
     script.train(tiny(learning_rate=0.01, total_timesteps=128, resume=str(run_folder() / "checkpoint.pt")))
     left = [1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
@@ -189,7 +183,8 @@ def test_a_broken_checkpoint_is_not_resumed_and_no_code_in_it_runs(script, tiny)
     """Cut at every 4 KiB, or with code in the pickle."""
     script.train(tiny())
     path = run_folder() / "checkpoint.pt"
-    sound, broken = path.read_bytes(), []
+    sound = path.read_bytes()
+    broken = []
     for i in range(0, len(sound), 4096):
         broken.append(sound[:i])
     torch.save({"args": Malicious(), "step": 0}, path)
@@ -237,7 +232,8 @@ def test_killed_and_resumed_the_curve_goes_on(script, launch, flags, tmp_path):
 
 def test_checkpoint_is_replaced_whole(script, agent, tiny, tmp_path, monkeypatch):
     """A write that breaks off, as on a full disk, leaves the checkpoint from before."""
-    path, optimizer = tmp_path / "checkpoint.pt", torch.optim.Adam(agent.parameters())
+    path = tmp_path / "checkpoint.pt"
+    optimizer = torch.optim.Adam(agent.parameters())
     script.save_checkpoint(path, tiny(), 1, agent, optimizer)
 
     def half_written(state, file):
@@ -251,14 +247,8 @@ def test_checkpoint_is_replaced_whole(script, agent, tiny, tmp_path, monkeypatch
 
 
 @once_per_script
-def test_checkpoints_are_written_every_so_many_iterations_and_at_the_end(script, tiny, monkeypatch):
-    steps, save_checkpoint = [], script.save_checkpoint
-
-    def recording(path, args, global_step, *rest):
-        steps.append(global_step)
-        save_checkpoint(path, args, global_step, *rest)
-
-    monkeypatch.setattr(script, "save_checkpoint", recording)
+def test_checkpoints_are_written_every_so_many_iterations_and_at_the_end(script, tiny, record):
+    steps = record("save_checkpoint", lambda path, args, global_step, *_: global_step)
     script.train(tiny(checkpoint_interval=2, total_timesteps=112))
     assert steps == [32, 64, 96, 112, 112]  # at the end, and in finally
 

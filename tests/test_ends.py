@@ -4,31 +4,24 @@ import re
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKPOINT, load, once_per_main, once_per_script, run_folder
+from conftest import CHECKPOINT, as_words, load, once_per_main, once_per_script, rollout_size, run_folder
 
 
 @pytest.fixture
-def edited(script, tmp_path):
-    """Write a copy of the script with lines above its main."""
-
-    def write(lines):
-        source = Path(script.__file__).read_text()
-        path = tmp_path / "edited.py"
-        path.write_text(source.replace('\nif __name__ == "__main__":', lines + '\nif __name__ == "__main__":'))
-        return path
-
-    return write
+def with_lines(edited):
+    """with_lines(lines) is the path of a copy of the script with lines above its main."""
+    main = '\nif __name__ == "__main__":'
+    return lambda lines: edited((main, lines + main))
 
 
 @once_per_main
 @pytest.mark.parametrize(
     "place, call", [("collect_rollout", 3), ("ppo_update", 2), ("close", 1), ("evaluate", 1), ("torch.save", 2)]
 )
-def test_a_signal_anywhere_leaves_a_checkpoint(script, edited, probe, launch, tmp_path, place, call):
+def test_a_signal_anywhere_leaves_a_checkpoint(script, with_lines, probe, launch, tmp_path, place, call):
     """SIGTERM as the given call of a function returns."""
     if place == "close":  # as where an environment hangs there
         place = "gym.vector.VectorEnv.close" if hasattr(script, "make_envs") else "gym.Wrapper.close"
@@ -42,13 +35,13 @@ def interrupted(*args, function={place}, calls=[]):
 
 {place} = interrupted
 """
-    size = ["--num-steps", 32, "--num-minibatches", 1, "--total-timesteps", 256, "--eval-episodes", 2]
-    size += ["--num-envs", 2] if hasattr(script, "make_envs") else []
-    result = launch(edited(patch), "--env-id", probe("Recorder"), *size, "--checkpoint-interval", 1)
+    run = {"num_minibatches": 1, "total_timesteps": 256, "eval_episodes": 2, "checkpoint_interval": 1}
+    words = as_words({"env_id": probe("Recorder")} | run | rollout_size(script, 16, 2))
+    result = launch(with_lines(patch), *words)
     assert result.returncode == 143, result.stderr
     folder = run_folder(tmp_path / "runs")
     assert result.stdout.splitlines()[-1] == f"checkpoint: {folder.relative_to(tmp_path) / 'checkpoint.pt'}"
-    assert torch.load(folder / "checkpoint.pt")["step"] > 0
+    assert load(folder)["step"] > 0
     assert not (folder / "checkpoint.pt.tmp").exists()
 
 
@@ -104,7 +97,7 @@ runpy.run_path({script.__file__!r}, run_name="__main__")
 
 
 @once_per_main
-def test_a_second_signal_does_not_interrupt_the_saving(edited, launch, flags, tmp_path):
+def test_a_second_signal_does_not_interrupt_the_saving(with_lines, launch, flags, tmp_path):
     """As by `timeout`, which sends two, and torchrun, which sends SIGTERM after Ctrl-C."""
     patch = """
 def interrupted(*args, function=torch.save):
@@ -114,7 +107,9 @@ def interrupted(*args, function=torch.save):
 
 torch.save = interrupted
 """
-    result = launch(edited(patch), *flags, "--checkpoint-interval", 100, PROBE_TROUBLE=f"170 signal {signal.SIGTERM:d}")
+    result = launch(
+        with_lines(patch), *flags, "--checkpoint-interval", 100, PROBE_TROUBLE=f"170 signal {signal.SIGTERM:d}"
+    )
     assert result.returncode == 143, result.stderr
     assert load(run_folder(tmp_path / "runs"))["step"] > 96
 

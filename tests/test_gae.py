@@ -45,7 +45,9 @@ def test_equals_the_definition(script, transitions, gamma, gae_lambda):
     ],
 )
 def test_lambda_1_sums_discounted_rewards_and_bootstraps_all_but_termination(script, terminated, truncated, expected):
-    rewards, values, next_values = np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([4.0, 8.0])
+    rewards = np.array([1.0, 2.0])
+    values = np.array([3.0, 4.0])
+    next_values = np.array([4.0, 8.0])
     ends = np.array([False, terminated]), np.array([False, truncated])
     _, returns = script.compute_gae(rewards, values, next_values, *ends, 0.5, 1.0)
     np.testing.assert_allclose(returns, expected)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import CASES, Player, make_envs
+from conftest import Player, discrete_cases, make_envs, rollout_size
 from probe_envs import Table
 
 QUICK = {
@@ -21,8 +21,8 @@ QUICK = {
 @pytest.fixture
 def trained(script, probe, tiny):
     def trained(name, **flags):
-        steps = {"num_steps": 16, "num_envs": 8} if hasattr(script.Args, "num_envs") else {"num_steps": 128}
-        return script.train(tiny(env_id=probe(name), hidden_size=64, **QUICK | steps | flags))
+        size = rollout_size(script, 16, 8)
+        return script.train(tiny(env_id=probe(name), hidden_size=64, **QUICK | size | flags))
 
     return trained
 
@@ -58,7 +58,7 @@ def test_policy_finds_the_best_action(script, trained, probe, name, norm_obs):
 def test_learns_a_real_environment(script, family, tmp_path):
     env_id, threshold, flags = {
         "Discrete": ("CartPole-v1", 475, {"total_timesteps": 30_000}),
-        "Box": ("Pendulum-v1", -400, {"total_timesteps": 40_000, "gamma": 0.95, "norm_obs": True}),
+        "Box": ("Pendulum-v1", -400, {"total_timesteps": 40_000, "gamma": 0.95}),
     }[family]
     args = script.Args(env_id=env_id, log_dir=str(tmp_path), eval_episodes=0, **flags)
     agent = script.train(args)
@@ -75,16 +75,16 @@ def optimal_values(gamma):
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
-@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+@discrete_cases
 def test_the_policy_of_a_table_is_the_optimal_one_at_every_scale_of_rewards(script, tiny, scale):
     """Within 2 percent, by the Bellman equation of the greedy policy."""
-    steps = {"num_steps": 64, "num_envs": 8} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
     flags = {"total_timesteps": 12288, "num_minibatches": 4, "learning_rate": 2e-3, "gamma": 0.9, "hidden_size": 32}
-    agent = script.train(tiny(env_id=f"probe_envs:Table{scale:g}-v0", **steps | flags))
+    agent = script.train(tiny(env_id=f"probe_envs:Table{scale:g}-v0", **rollout_size(script, 64, 8), **flags))
     with torch.no_grad():
         logits, values = agent(torch.eye(6))
     actions = logits.argmax(1).numpy()
-    transitions, rewards = Table.TRANSITIONS[range(6), actions], Table.REWARDS[range(6), actions]
+    transitions = Table.TRANSITIONS[range(6), actions]
+    rewards = Table.REWARDS[range(6), actions]
     reached = np.linalg.solve(np.eye(6) - 0.9 * transitions, rewards)
     optimal = optimal_values(0.9)
     np.testing.assert_allclose(reached, optimal, rtol=0.02)

@@ -12,21 +12,29 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from conftest import CASES, load, make_envs, once_per_script, run_folder
+from conftest import (
+    as_words,
+    discrete_cases,
+    load,
+    make_agent,
+    make_envs,
+    once_per_script,
+    only,
+    rollout_size,
+    run_folder,
+    single_cases,
+    vector_script,
+)
 
 import ppo_vector
-
-discrete_cases = pytest.mark.parametrize(
-    "case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True
-)
-native = pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["reused", "episode", "ragged", "mixed", "nested"])
 def test_nothing_in_an_info_stops_or_bends_a_run(script, probe, tiny, record, kind):
     """The episodes are those of the same environment with an empty info."""
-    rollouts, runs = record("collect_rollout"), []
+    rollouts = record("collect_rollout")
+    runs = []
     for name in (f"Info{kind}", "Recorder"):
         rollouts.clear()
         script.train(tiny(env_id=probe(name), eval_episodes=3, log_dir=name))
@@ -35,7 +43,7 @@ def test_nothing_in_an_info_stops_or_bends_a_run(script, probe, tiny, record, ki
     assert len(runs[0]) > 5
 
 
-@native
+@vector_script
 def test_nothing_in_an_info_of_a_native_vector_environment_stops_a_run(tiny, monkeypatch):
     info = {"episode": {"r": np.array([1e9, 1e9])}, "text": "a"}
     step = probe_envs.NativeRecorder.step
@@ -59,7 +67,7 @@ def test_a_loss_that_is_not_finite_is_named_with_the_sizes_and_the_cure(probe, m
     code, message = main(*run, "--learning-rate", 1e20)
     assert code == 1
     assert re.search(r"^error: NaN or Inf .* --norm-obs .* --learning-rate .*reward: \S+ and \S+\)$", message)
-    assert all(value.isfinite().all() for value in torch.load(run_folder() / "checkpoint.pt")["agent"].values())
+    assert all(value.isfinite().all() for value in load(run_folder())["agent"].values())
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def mean_return(script, tiny, capfd):
     """mean_return(name, norm_obs) after a short training on Scales; the best is 100, and chance 50."""
 
     def train(name, norm_obs):
-        size = {"num_envs": 8, "num_steps": 64} if hasattr(script.Args, "num_envs") else {"num_steps": 512}
+        size = rollout_size(script, 64, 8)
         flags = {"total_timesteps": 24_576, "learning_rate": 2e-3, "hidden_size": 32, "eval_episodes": 20}
         script.train(tiny(env_id=f"probe_envs:{name}-v0", exp_name=str(norm_obs), norm_obs=norm_obs, **size | flags))
         return float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1])
@@ -89,7 +97,8 @@ def test_tiny_numbers_are_learned_by_default_but_not_as_they_are(script, mean_re
 
 def test_a_diverged_agent_is_saved_as_it_was_before(script, tiny, monkeypatch):
     """The gradient is NaN in the fourth update: three rollouts are kept, and the run can go on."""
-    ppo_update, calls = script.ppo_update, []
+    ppo_update = script.ppo_update
+    calls = []
 
     def diverging(agent, optimizer, rollout, advantages, returns, *rest):
         calls.append(advantages)
@@ -99,7 +108,7 @@ def test_a_diverged_agent_is_saved_as_it_was_before(script, tiny, monkeypatch):
     monkeypatch.setattr(script, "ppo_update", diverging)
     with pytest.raises(FloatingPointError, match="--learning-rate"):
         script.train(tiny(checkpoint_interval=2))
-    checkpoint = torch.load(run_folder() / "checkpoint.pt")
+    checkpoint = load(run_folder())
     assert checkpoint["step"] == 48
     assert all(value.isfinite().all() for value in checkpoint["agent"].values())
     script.train(tiny(resume=str(run_folder() / "checkpoint.pt")))
@@ -144,7 +153,7 @@ REFUSED = {
     "--seed -1": "--seed, --eval-episodes must be from 0",
     "--seed 2147483648": "--seed, --eval-episodes must be from 0",
     "--eval-episodes -1": "--seed, --eval-episodes must be from 0",
-    "--capture-video --env-id probe_envs:Plain{family}-v0": "'render_mode'",
+    "--capture-video --env-id probe_envs:Recorder{family}-v0": "'render_mode'",
     "--capture-video --env-id probe_envs:NoPicture{family}-v0": "--capture-video needs",
     "--capture-video --env-id probe_envs:NonePicture{family}-v0": "--capture-video needs",
     "--capture-video --env-id probe_envs:ListPicture{family}-v0": "--capture-video needs",
@@ -201,24 +210,23 @@ def test_without_moviepy_filming_is_refused(script, tiny, monkeypatch, tmp_path)
 @once_per_script
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("place", ["init", "reset", "step"])
-def test_an_error_of_the_environment_keeps_its_traceback(script, probe, main, place):
+def test_an_error_of_the_environment_keeps_its_traceback(probe, main, place):
     """An error of any type, and the line of the environment in which it was raised."""
     for error in probe_envs.BUGS:
-        if place == "init" and issubclass(error, probe_envs.gym.error.Error):
+        if place == "init" and issubclass(error, gym.error.Error):
             continue  # as a dependency that is not installed
         with pytest.raises(error, match="a bug of mine") as raised:
             main("--env-id", probe(f"Bug{error.__name__}{place}"), "--num-minibatches", 1)
         assert ", in fail\n" in "".join(traceback.format_exception(raised.value))
 
 
-def test_arguments_of_the_environment(script, probe, tiny, launch, tmp_path, record):
-    """They reach it, are kept in the checkpoint, and can be changed for an evaluation."""
+def test_arguments_of_the_environment(script, probe, tiny, record):
+    """They reach it and are kept in the checkpoint."""
     rollouts = record("collect_rollout")
     flags = {"env_id": probe("Argument"), "eval_episodes": 2}
     script.train(tiny(**flags, env_kwargs={"length": 3}))
     assert {episode["l"] for *_, episodes in rollouts for episode in episodes} == {3}
-    path = run_folder() / "checkpoint.pt"
-    assert torch.load(path)["args"]["env_kwargs"] == {"length": 3}
+    assert load(run_folder())["args"]["env_kwargs"] == {"length": 3}
 
 
 def test_an_environment_may_change_its_arguments(script, probe, tiny, record):
@@ -243,29 +251,18 @@ def test_an_argument_may_be_anything(script, probe, data):
 
 
 @discrete_cases
-def test_arguments_of_the_environment_on_the_command_line(script, main, tmp_path):
+def test_arguments_of_the_environment_on_the_command_line(script, main):
     """A time limit that ends episodes early, on the lake that stays not slippery when only the limit changes."""
     later = "--total-timesteps", 256
-    size = ["--num-envs", 2, "--num-steps", 32] if hasattr(script.Args, "num_envs") else ["--num-steps", 64]
-    run = *size, "--total-timesteps", 128, "--num-minibatches", 2, "--eval-episodes", 2
+    run = as_words({"total_timesteps": 128, "num_minibatches": 2, "eval_episodes": 2} | rollout_size(script, 32, 2))
     lake = "--env-id", "FrozenLake-v1", "--env-kwargs", '{"is_slippery": false, "max_episode_steps": 7}'
     assert main(*lake, *run) == (0, "")
-    path = run_folder(tmp_path / "runs") / "checkpoint.pt"
-    assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 7}
+    path = run_folder() / "checkpoint.pt"
+    assert load(run_folder())["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 7}
     other = "--env-kwargs", '{"max_episode_steps": 3}'
     for flags in [("--evaluate", path), ("--evaluate", path, *other), ("--resume", path, *other, *later)]:
         assert main(*flags) == (0, "")
-    assert torch.load(path)["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 3}
-
-
-def edited(script, tmp_path, *pairs):
-    """A copy of the script with other texts."""
-    source = Path(script.__file__).read_text()
-    for old, new in pairs:
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    (tmp_path / "edited.py").write_text(source)
-    return "edited.py"
+    assert load(run_folder())["args"]["env_kwargs"] == {"is_slippery": False, "max_episode_steps": 3}
 
 
 LAPLACE = """
@@ -283,26 +280,26 @@ LAPLACE = """
 """
 
 
-@pytest.mark.parametrize("case", [("ppo_continuous", "Box")], ids="-".join, indirect=True)
-def test_another_distribution_is_three_methods(script, tmp_path, capfd):
+@only(("ppo_continuous", "Box"))
+def test_another_distribution_is_three_methods(script, edited, capfd):
     """A Laplace distribution in place of the Gaussian learns Pendulum."""
     source = Path(script.__file__).read_text()
-    start, end = source.index("\n    def sample("), source.index("def make_env(")
-    copy = runpy.run_path(edited(script, tmp_path, (source[start:end], LAPLACE)))
+    own = source[source.index("\n    def sample(") : source.index("def make_env(")]
+    copy = runpy.run_path(edited((own, LAPLACE)))
     copy["train"](copy["Args"](env_id="Pendulum-v1", total_timesteps=40_000, gamma=0.95))
     assert float(re.search(r"evaluation: mean return (\S+)", capfd.readouterr().out)[1]) > -400
 
 
 @once_per_script
 @pytest.mark.filterwarnings("ignore")
-def test_another_network_alone_says_what_to_do_and_trains_by_the_flag(script, tiny, tmp_path):
+def test_another_network_alone_says_what_to_do_and_trains_by_the_flag(tiny, edited):
     old = "self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())"
     for new in (
         "self.backbone = nn.Sequential(first, nn.LayerNorm(args.hidden_size), nn.ReLU(), second, nn.ReLU())",
         "self.backbone = nn.Sequential(first, nn.Tanh(), second, nn.Tanh())",
         "self.backbone = nn.GRUCell(*obs_space.shape, args.hidden_size)",
     ):
-        train = runpy.run_path(edited(script, tmp_path, (old, new)))["train"]
+        train = runpy.run_path(edited((old, new)))["train"]
         with pytest.raises((KeyError, ValueError)) as raised:
             train(tiny(hidden_size=8))
         assert "--no-numpy-actor" in "".join(traceback.format_exception(raised.value))
@@ -312,7 +309,8 @@ def test_another_network_alone_says_what_to_do_and_trains_by_the_flag(script, ti
 
 
 def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
-    rollouts, rewards = record("collect_rollout"), []
+    rollouts = record("collect_rollout")
+    rewards = []
     for name in ("ArrayReward", "Recorder"):
         rollouts.clear()
         script.train(tiny(env_id=probe(name), log_dir=name))
@@ -321,7 +319,7 @@ def test_a_reward_may_be_an_array_of_one_number(script, probe, tiny, record):
 
 
 @once_per_script
-def test_a_wrapper_may_give_an_array_of_one_number(script, probe, tiny, tmp_path):
+def test_a_wrapper_may_give_an_array_of_one_number(script, tiny, edited):
     """Where wrappers that sum several rewards belong."""
     wrapper = "gym.wrappers.TransformReward(env, lambda reward: np.array([reward]))"
     edits = {
@@ -330,7 +328,7 @@ def test_a_wrapper_may_give_an_array_of_one_number(script, probe, tiny, tmp_path
     }
     source = Path(script.__file__).read_text()
     edit = next(edit for edit in edits.items() if edit[0] in source)
-    runpy.run_path(edited(script, tmp_path, edit))["train"](tiny(env_id=probe("Recorder")))
+    runpy.run_path(edited(edit))["train"](tiny())
 
 
 def test_an_evaluation_plays_few_episodes_too_many(script, probe, tiny, record):
@@ -338,12 +336,8 @@ def test_an_evaluation_plays_few_episodes_too_many(script, probe, tiny, record):
     args = tiny(
         env_id=probe("Argument"), env_kwargs={"length": 20}, eval_episodes=3, num_steps=1024, num_minibatches=99
     )
-    env = script.make_envs(args, 1) if hasattr(script, "make_envs") else script.make_env(args)
-    agent = script.ActorCritic(
-        getattr(env, "single_observation_space", env.observation_space),
-        getattr(env, "single_action_space", env.action_space),
-        args,
-    )
+    env = make_envs(script, args)
+    agent = make_agent(script, env, args)
     rollouts = record("collect_rollout")
     script.evaluate(agent, env, args)
     assert 3 <= sum(len(episodes) for *_, episodes in rollouts) <= 6
@@ -366,7 +360,7 @@ class Config:
 def test_arguments_keep_their_types(script, action_space, tiny):
     seen = []
 
-    def make(config, render_mode=None):
+    def make(config):
         seen.append(config)
         return probe_envs.Chain(action_space, [1.0] * config.length)
 
@@ -377,17 +371,17 @@ def test_arguments_keep_their_types(script, action_space, tiny):
     del gym.registry["Configured-v0"]
 
 
-@pytest.mark.parametrize("case", CASES[:2], ids="-".join, indirect=True)
+@single_cases
 def test_an_evaluation_plays_the_problem_that_was_trained(script, action_space, tiny, capsys):
     """An environment may draw it when it is made. (ppo_vector.py makes another, because it evaluates in one.)"""
     problems = iter((1.0, 2.0, 3.0))
-    gym.register("Drawn-v0", lambda render_mode=None: probe_envs.Chain(action_space, [next(problems)]))
+    gym.register("Drawn-v0", lambda: probe_envs.Chain(action_space, [next(problems)]))
     script.train(tiny(env_id="Drawn-v0", eval_episodes=2))
     assert "evaluation: mean return 1.0 +/- 0.0 over 2 episodes" in capsys.readouterr().out
     del gym.registry["Drawn-v0"]
 
 
-def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, probe):
+def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch):
     """After a million steps, with a sentence that says what to do."""
     calls = []
 
@@ -397,7 +391,7 @@ def test_an_evaluation_ends_where_no_episode_does(script, tiny, monkeypatch, pro
 
     monkeypatch.setattr(script, "collect_rollout", endless)
     args = tiny(eval_episodes=3)
-    env = script.make_envs(args, 1) if hasattr(script, "make_envs") else script.make_env(args)
+    env = make_envs(script, args)
     with pytest.raises(ValueError, match="no greedy episode ended: set max_episode_steps"):
         script.evaluate(None, env, args)
     assert sum(calls) == 1_000_000
@@ -422,7 +416,7 @@ def test_an_error_closes_the_environment(script, probe, tiny, main, monkeypatch)
 
 @once_per_script
 @pytest.mark.parametrize("eval_episodes", [0, 2])
-def test_an_environment_is_closed_once(script, probe, tiny, main, monkeypatch, eval_episodes):
+def test_an_environment_is_closed_once(script, tiny, main, monkeypatch, eval_episodes):
     """A second time may be an error, as where a connection is gone."""
     closed = []
     monkeypatch.setattr("probe_envs.Recorder.close", lambda self: closed.append(self))
@@ -454,7 +448,7 @@ def test_a_film_of_a_checkpoint_is_refused_as_that_of_a_run(script, probe, tiny,
 
 @once_per_script
 @pytest.mark.parametrize("name", ["check", "mkdir", "load_state_dict"])
-def test_an_error_of_the_environment_in_a_function_that_the_scripts_know_keeps_its_traceback(script, probe, main, name):
+def test_an_error_of_the_environment_in_a_function_that_the_scripts_know_keeps_its_traceback(probe, main, name):
     """The scripts' own errors in functions of these names are one line."""
     with pytest.raises((ValueError, FileExistsError, RuntimeError)):
         main("--env-id", probe(f"Own_{name}"))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, TESTS
 
 FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
@@ -65,7 +65,8 @@ def read(name):
 
 def parts(name):
     """{name: source} of the functions, methods and fields of a script; what is left of a class goes by its name."""
-    lines, found = read(name).splitlines(), {}
+    lines = read(name).splitlines()
+    found = {}
 
     def take(key, node):
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
@@ -87,7 +88,8 @@ def parts(name):
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_bears_one_name_is_one_text(other):
-    ours, theirs = parts(FIRST), parts(other)
+    ours = parts(FIRST)
+    theirs = parts(other)
     if other == "ppo_continuous":  # but for the limit of the noise
         theirs["train"] = [line for line in theirs["train"] if "log_std" not in line]
     different = {name for name in {*ours} & {*theirs} if ours[name] != theirs[name]}
@@ -116,6 +118,18 @@ def test_a_script_is_short(name):
     assert len(lines) <= LINES[name]
     assert len(read(name).encode()) <= BYTES[name]
     assert sum(len(line) > 100 for line in lines) <= LONG_LINES
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / f"{name}.py" for name in SCRIPTS] + [*TESTS.glob("*.py")], ids=lambda x: x.stem
+)
+def test_a_statement_assigns_one_value(path):
+    """No a = b = x, no walrus, and a tuple to the left only of what gives several values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.NamedExpr), node.lineno
+        if isinstance(node, ast.Assign):
+            assert len(node.targets) == 1, node.lineno
+            assert not (isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)), node.lineno
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import ROOT, SCRIPTS, TAGS, load_script, read_scalars, run_folder
+from conftest import ROOT, SCRIPTS, TAGS, discrete_script, load_script, read_scalars, run_folder
 
 
 @pytest.fixture(scope="session")
@@ -159,23 +159,19 @@ def test_the_readme_example_in_python_runs(python_blocks, name, changes):
     assert np.all(np.isin(names["action"], [0, 1]))
 
 
-def test_the_readme_recipes_train(python_blocks, monkeypatch):
+@discrete_script
+def test_the_readme_recipes_train(script, python_blocks, edited):
     """The lines of the recipes at their places in a copy of ppo_discrete.py; wandb is a stand-in that is asked once."""
-    import ppo_discrete
-
-    ppo_discrete.train(ppo_discrete.Args(total_timesteps=1024, eval_episodes=0, log_dir="old", norm_obs=True))
+    script.train(script.Args(total_timesteps=1024, eval_episodes=0, log_dir="old"))
     run_folder("old").rename("old/run")
     Path("old/run/checkpoint.pt").rename("old/checkpoint.pt")
     (recipes,) = [block for block in python_blocks if "import torch" not in block]
     success, curve, mask, logits, returned, weights, wandb = [
         line + "\n" for line in recipes.splitlines() if line.startswith(" ")
     ]
-    script = "import wandb\n" + (ROOT / "ppo_discrete.py").read_text()
-    for old, new in (
-        (
-            '            episodes.append(info.pop("ppo_episode"))  # envs may reuse info\n',
-            success,
-        ),
+    changed = edited(
+        ("import gymnasium as gym\n", "import gymnasium as gym\nimport wandb\n"),
+        ('            episodes.append(info.pop("ppo_episode"))  # envs may reuse info\n', success),
         (
             '                metrics["charts/episodic_return"] =',
             curve + '                metrics["charts/episodic_return"] =',
@@ -184,14 +180,11 @@ def test_the_readme_recipes_train(python_blocks, monkeypatch):
         ("        return self.actor(hidden), values * self.return_std + self.return_mean\n", logits + returned),
         ("    if saved:\n", weights + "    if saved:\n"),
         ("    writer = SummaryWriter(", wandb + "    writer = SummaryWriter("),
-    ):
-        assert script.count(old) == 1, old
-        script = script.replace(old, new)
-    Path("changed.py").write_text(script)
+    )
     Path("wandb.py").write_text("def init(project, sync_tensorboard):\n    print('wandb:', project)\n")
     Path("masked.py").write_text(MASKED)
     flags = "--env-id masked:Masked-v0 --total-timesteps 2048 --eval-episodes 5 --norm-obs --no-numpy-actor"
-    run = [sys.executable, "changed.py", *flags.split()]
+    run = [sys.executable, changed, *flags.split()]
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "wandb: ppo" in done.stdout

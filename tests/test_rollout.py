@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import CASES, OBS_SPACE, assert_same, column
+from conftest import OBS_SPACE, assert_same, box_cases, column, vector_cases
 from probe_envs import NativeRecorder, Recorder
 from torch import nn
 
@@ -18,13 +18,18 @@ def as_arrays(log):
     return dict(zip(names, map(np.array, zip(*log, strict=True)), strict=True))
 
 
-def test_rows_are_the_transitions_of_the_environment(player, agent, family):
+NATIVE = {"name": "NativeRecorder", "vectorization_mode": None}
+
+
+def assert_rows_are_the_transitions(played, agent, family):
     """Values at the end of an episode are those of its last observation, which the log has, not of the reset."""
-    played = player()
     rollout, transitions, episodes = played.play(300, np.random.default_rng(5))
-    ends, expected_episodes = 0, []
+    np.testing.assert_array_equal(rollout["rewards"], transitions["rewards"][rollout["valid"]])
+    ends = 0
+    expected_episodes = []
     for i, log in enumerate(played.logs):
-        rows, log = column(rollout, transitions, i), as_arrays(log)
+        rows = column(rollout, transitions, i)
+        log = as_arrays(log)
         for name in ("obs", "rewards", "terminated", "truncated"):
             np.testing.assert_allclose(rows[name], log[name], rtol=1e-6)
         if family == "Box":
@@ -46,8 +51,20 @@ def test_rows_are_the_transitions_of_the_environment(player, agent, family):
     np.testing.assert_allclose(sorted(episodes), sorted(expected_episodes), rtol=1e-4, atol=1e-4)
 
 
+def test_rows_are_the_transitions_of_the_environment(player, agent, family):
+    assert_rows_are_the_transitions(player(), agent, family)
+
+
+@vector_cases
+def test_rows_are_the_transitions_of_a_native_vector_environment(player, agent, family):
+    assert_rows_are_the_transitions(player(**NATIVE), agent, family)
+
+
 def test_the_episode_goes_on_in_the_next_rollout(player):
-    played, rng, seen, episodes = player(), np.random.default_rng(0), [], []
+    played = player()
+    rng = np.random.default_rng(0)
+    seen = []
+    episodes = []
     for num_steps in (50, 2, 10, 7, 3, 20):
         rollout, transitions, more = played.play(num_steps, rng)
         seen.append([column(rollout, transitions, i)["obs"] for i in range(len(played.logs))])
@@ -84,10 +101,10 @@ def scaled(self, obs):
 
 @pytest.mark.parametrize("forward", [skip_connection, scaled])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_an_edit_to_forward_alone_is_refused(script, player, agent, action_space, monkeypatch, forward, fresh):
+def test_an_edit_to_forward_alone_is_refused(script, player, action_space, monkeypatch, forward, fresh):
     played = player()
     if fresh:
-        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16, norm_obs=False))
+        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(hidden_size=16))
     played.play(100, np.random.default_rng(0))
     monkeypatch.setattr(script.ActorCritic, "forward", forward)
     with pytest.raises(ValueError, match=MISMATCH):
@@ -107,7 +124,8 @@ def test_a_mask_does_not_hide_a_difference(agent, player, monkeypatch, family, f
         outputs[..., 1:] = mask
         return outputs
 
-    actor, forward = agent.numpy_actor, agent.forward
+    actor = agent.numpy_actor
+    forward = agent.forward
     monkeypatch.setattr(agent, "numpy_actor", lambda obs, p: masked(factor * actor(obs, p)))
     monkeypatch.setattr(agent, "forward", lambda obs: (masked(1 * forward(obs)[0]), forward(obs)[1]))
     differ = pytest.raises(ValueError, match=MISMATCH)
@@ -127,7 +145,7 @@ def test_rounding_is_no_difference(agent, player, monkeypatch, difference):
         player().play(100, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
+@box_cases
 def test_actions_of_too_few_dimensions_are_one_line(agent, player, monkeypatch):
     """They would be broadcast to all dimensions of the environment."""
     sample = agent.sample
@@ -150,7 +168,8 @@ def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
 @pytest.mark.parametrize("num_steps", [2, 20])
 def test_a_forgotten_sum_or_squeeze_is_one_line(agent, player, monkeypatch, part, num_steps):
     """The loss would broadcast (B, 1) and (B,) to (B, B)."""
-    forward, log_prob = agent.forward, agent.log_prob_and_entropy
+    forward = agent.forward
+    log_prob = agent.log_prob_and_entropy
     if part == "values":
         monkeypatch.setattr(agent, "forward", lambda obs: (forward(obs)[0], forward(obs)[1][..., None]))
     else:
@@ -186,7 +205,9 @@ ODD_REWARDS = {"fraction": Fraction, "array": lambda reward: np.array([reward]),
 def test_ends_and_rewards_of_any_type(player, monkeypatch, end, reward):
     """Each is what bool and float say of it."""
     _, expected, episodes = player().play(200, np.random.default_rng(0))
-    step, end, reward = Recorder.step, ODD_ENDS.get(end, bool), ODD_REWARDS.get(reward, float)
+    step = Recorder.step
+    end = ODD_ENDS.get(end, bool)
+    reward = ODD_REWARDS.get(reward, float)
 
     def odd_step(self, action):
         obs, number, terminated, truncated, info = step(self, action)
@@ -201,11 +222,11 @@ def test_ends_and_rewards_of_any_type(player, monkeypatch, end, reward):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_environment_may_reuse_its_arrays(player, monkeypatch):
+def test_an_environment_may_reuse_its_arrays(script, player, monkeypatch):
     """It writes the observations into one array. A vector environment of its own does so with the rewards, too."""
-    played = player()
-    kind = NativeRecorder if played.vector else Recorder
-    own = {"name": "NativeRecorder", "vectorization_mode": None} if played.vector else {}
+    vector = hasattr(script, "make_envs")
+    kind = NativeRecorder if vector else Recorder
+    own = NATIVE if vector else {}
     reset = kind.reset
     step = kind.step
     reused = {}
@@ -220,7 +241,7 @@ def test_an_environment_may_reuse_its_arrays(player, monkeypatch):
 
     def step_in_place(self, action):
         obs, reward, *rest = step(self, action)
-        return reuse("obs", obs), reuse("reward", reward) if played.vector else reward, *rest
+        return reuse("obs", obs), reuse("reward", reward) if vector else reward, *rest
 
     expected = player(**own).play(100, np.random.default_rng(0))
     monkeypatch.setattr(kind, "reset", reset_in_place)
@@ -245,12 +266,12 @@ def test_numpy_and_torch_agree_at_every_size_of_observations(script, player, act
     played = player(name)
     for seed in range(20):
         torch.manual_seed(seed)
-        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args(norm_obs=False))
+        played.agent = script.ActorCritic(OBS_SPACE, action_space, script.Args())
         played.agent.actor.weight.data *= 1e6
         played.play(100, np.random.default_rng(0))
 
 
-def test_without_numpy_the_agent_acts_by_forward_alone(script, player, agent, monkeypatch):
+def test_without_numpy_the_agent_acts_by_forward_alone(player, agent, monkeypatch):
     """The same rollout as by NumPy, and nothing is compared."""
     expected, *_ = player().play(50, np.random.default_rng(0))
     monkeypatch.setattr(agent, "numpy_actor", None)

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    CASES,
     CHECKPOINT,
     EVALUATION,
     SOLVED,
     STATUS,
     TAGS,
     assert_same,
+    discrete_cases,
     load,
     once_per_script,
     read_scalars,
+    rollout_size,
     run_folder,
     statistics,
 )
@@ -117,7 +118,9 @@ def test_on_a_terminal_one_line_is_written_over_itself(script, tiny, capsys, mon
 
 
 def test_curves_show_episodes_and_rates_over_environment_steps(script, tiny, record):
-    rollouts, expected, window = record("collect_rollout"), {}, []
+    rollouts = record("collect_rollout")
+    expected = {}
+    window = []
     script.train(tiny(total_timesteps=160, learning_rate=0.01))
     for i, (*_, episodes) in enumerate(rollouts):
         step = 16 * (i + 1)
@@ -143,7 +146,8 @@ def test_all_flags_are_hyperparameters_in_tensorboard(script, tiny):
 
 @pytest.mark.parametrize("norm_obs, norm_value", [(True, True), (False, False)])
 def test_statistics_cover_all_observations_and_returns(script, tiny, record, norm_obs, norm_value):
-    rollouts, targets = record("collect_rollout"), record("compute_gae")
+    rollouts = record("collect_rollout")
+    targets = record("compute_gae")
     agent = script.train(tiny(total_timesteps=80, norm_obs=norm_obs, norm_value=norm_value))
     rms, mean, std = statistics(rollouts, targets)
     np.testing.assert_allclose(agent.obs_rms, rms if norm_obs else 1, rtol=1e-4)
@@ -155,8 +159,8 @@ def test_statistics_cover_all_observations_and_returns(script, tiny, record, nor
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("capture_video", [False, True])
 def test_only_one_environment_is_open_at_a_time(script, probe, tiny, capture_video):
-    size = {"num_envs": 1, "num_steps": 16} if hasattr(script.Args, "num_envs") else {}
-    script.train(tiny(env_id=probe("Filmed"), eval_episodes=1, capture_video=capture_video, **size))
+    flags = {"eval_episodes": 1, "capture_video": capture_video} | rollout_size(script, 16, 1)
+    script.train(tiny(env_id=probe("Filmed"), **flags))
 
 
 @pytest.mark.parametrize("generator", ["GlobalRandom", "PythonRandom"])
@@ -181,14 +185,11 @@ def test_an_evaluation_repeats_by_its_seed(script, probe, tiny, main, monkeypatc
 
 
 @once_per_script
-def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, tmp_path, capsys):
+def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, edited, capsys):
     name, wrappers = ("envs", "vector") if hasattr(script, "make_envs") else ("env", "gym.wrappers")
     line = f'    {name} = {wrappers}.RecordEpisodeStatistics({name}, stats_key="ppo_episode")\n'
-    source = Path(script.__file__).read_text()
-    assert line in source
     wrapper = f"    {name} = {wrappers}.TransformReward({name}, lambda reward: 0 * reward)\n"
-    (tmp_path / "edited.py").write_text(source.replace(line, line + wrapper))
-    copy = runpy.run_path(tmp_path / "edited.py")
+    copy = runpy.run_path(edited((line, line + wrapper)))
     env_id = "Pendulum-v1" if script.__name__ == "ppo_continuous" else "CartPole-v1"
     copy["train"](copy["Args"](env_id=env_id, total_timesteps=2048, eval_episodes=3))
     evaluation = capsys.readouterr().out.splitlines()[-2]
@@ -207,7 +208,7 @@ def test_a_copy_of_the_script_runs_alone(script, launch, tmp_path):
 
 
 @pytest.mark.filterwarnings("error:.*Overwriting existing videos")
-@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+@discrete_cases
 def test_video(script, tiny, main):
     """Of the evaluation of a run, and of a checkpoint."""
     script.train(tiny(env_id="CartPole-v1", eval_episodes=1, capture_video=True))
@@ -220,20 +221,17 @@ def test_video(script, tiny, main):
 
 
 @once_per_script
-def test_environment_and_actions_draw_different_numbers(script, tiny, monkeypatch):
+def test_environment_and_actions_draw_different_numbers(script, tiny, record):
     """default_rng(seed) and env.reset(seed=seed) are one generator."""
-    collect_rollout, draws = script.collect_rollout, []
 
-    def collect(env, *args):
-        if not draws:
-            single = getattr(env.unwrapped, "envs", [env])
-            generators = [args[-1], *(each.unwrapped.np_random for each in single)]
-            draws.extend(copy.deepcopy(generator).random(1000) for generator in generators)
-        return collect_rollout(env, *args)
+    def draw(env, *args):
+        single = getattr(env.unwrapped, "envs", [env])
+        generators = [args[-1], *(each.unwrapped.np_random for each in single)]
+        return [copy.deepcopy(generator).random(1000) for generator in generators]
 
-    monkeypatch.setattr(script, "collect_rollout", collect)
+    draws = record("collect_rollout", draw)
     script.train(tiny(vectorization_mode="sync") if hasattr(script, "make_envs") else tiny())
-    assert len(np.unique(draws)) == np.size(draws) >= 2000
+    assert len(np.unique(draws[0])) == np.size(draws[0]) >= 2000
 
 
 def test_a_rate_set_by_an_edited_update_stays_without_annealing(script, tiny, monkeypatch):
@@ -253,7 +251,8 @@ def test_a_rate_set_by_an_edited_update_stays_without_annealing(script, tiny, mo
 
 def test_a_length_of_rollouts_that_changes_is_counted(script, tiny, monkeypatch):
     """As of a curriculum: each rollout is twice as long as the one before, the first one too."""
-    collect_rollout, lengths = script.collect_rollout, []
+    collect_rollout = script.collect_rollout
+    lengths = []
     args = tiny(total_timesteps=200)
 
     def twice_as_long(*arguments):
@@ -266,13 +265,7 @@ def test_a_length_of_rollouts_that_changes_is_counted(script, tiny, monkeypatch)
 
 
 @once_per_script
-def test_the_entropy_bonus_stays_without_annealing(script, tiny, monkeypatch):
-    ppo_update, fractions = script.ppo_update, []
-
-    def update(*args):
-        fractions.append(args[-1])
-        return ppo_update(*args)
-
-    monkeypatch.setattr(script, "ppo_update", update)
+def test_the_entropy_bonus_stays_without_annealing(script, tiny, record):
+    fractions = record("ppo_update", lambda *args: args[-1])
     script.train(tiny(anneal_lr=False))
     assert fractions == [1] * 4

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import probe_envs
 import pytest
-from conftest import SCRIPTS, Player, column, make_agent, make_envs, once_per_script
+from conftest import SCRIPTS, Player, box_cases, column, discrete_script, make_agent, make_envs, once_per_script
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,17 +34,19 @@ ACTIONS = st.one_of(FLOATS, CHOICES, st.just(Box(0, 5, (2,), np.int64)))
 REWARDS = st.sampled_from([int, np.float32, np.float64, lambda reward: np.array(reward)])
 
 
-class Odd(probe_envs.Plain):
-    """A Plain that gives rewards of odd types and an info full of junk, and may end each episode at once or never."""
+class Odd(probe_envs.Recorder):
+    """A Recorder that gives rewards of odd types and an info full of junk. Each episode may end at once or never."""
 
     def __init__(self, action_space, observation_space, reward_type, ends):
         super().__init__(action_space, observation_space)
-        self.reward_type, self.ends = reward_type, ends
+        self.reward_type = reward_type
+        self.ends = ends
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = super().step(action)
         if self.ends != "sometimes":
-            terminated, truncated = self.ends == "always", False
+            terminated = self.ends == "always"
+            truncated = False
         return obs, self.reward_type(reward), terminated, truncated, {"junk": object(), "more": [1, "a"], "n": None}
 
 
@@ -74,18 +76,19 @@ def test_any_spaces_train_or_are_refused(script, tiny):
             assert all(value.isfinite().all() for value in agent.state_dict().values())
             trained.append(spaces)
 
-    runs, trained = [], []
+    runs = []
+    trained = []
     check()
     assert len(trained) >= 4
 
 
-@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@discrete_script
 def test_an_environment_may_change_its_action_in_place(script, tiny):
     """It refuses actions outside its space, which a changed table of actions would give."""
     script.train(tiny(env_id="probe_envs:Changing-v0"))
 
 
-@pytest.mark.parametrize("case", [("ppo_continuous", "Box"), ("ppo_vector", "Box")], ids="-".join, indirect=True)
+@box_cases
 def test_actions_are_scaled_to_finite_bounds(script):
     """-1, 0 and 0.5 are the lower bound, the middle and three quarters of the way up; 9 is the upper bound.
 
@@ -107,12 +110,12 @@ def test_actions_are_scaled_to_finite_bounds(script):
         np.testing.assert_allclose(actions, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@discrete_script
 def test_any_number_of_combinations_trains(tiny, script):
     script.train(tiny(env_id="probe_envs:ManyChoices-v0"))
 
 
-@pytest.mark.parametrize("case", [("ppo_discrete", "Discrete")], ids="-".join, indirect=True)
+@discrete_script
 @pytest.mark.parametrize(
     "name", ["MultiDiscrete", "MultiDiscrete2D", "MultiDiscreteStart", "MultiBinary", "MultiBinary2D"]
 )
@@ -204,7 +207,7 @@ def test_actions_fill_the_space(script, family):
     for name, space in probe_envs.ACTION_SPACES[family].items():
         if script.__name__ == "ppo_vector" and "Multi" in name:
             continue
-        flags = {"hidden_size": 8, "norm_obs": False} | ({"log_std_init": 1.0} if family == "Box" else {})
+        flags = {"hidden_size": 8} | ({"log_std_init": 1.0} if family == "Box" else {})
         player = Player(script, None, f"probe_envs:{name}-v0", 2, **flags)
         player.agent = make_agent(script, player.env, player.args)
         player.play(300, np.random.default_rng(0))
@@ -213,8 +216,10 @@ def test_actions_fill_the_space(script, family):
             if name == "ActMixed":
                 assert actions[:, 0].min() == 0 and actions[:, 1].min() == 100 and actions[:, 1].max() == 200
             elif family == "Box":
-                low, high = space.low.ravel(), space.high.ravel()
-                to_low, to_high = abs(low) < 1e30, abs(high) < 1e30  # others have no end
+                low = space.low.ravel()
+                high = space.high.ravel()
+                to_low = abs(low) < 1e30
+                to_high = abs(high) < 1e30  # others have no end
                 np.testing.assert_array_equal(actions.min(0)[to_low], low[to_low])
                 np.testing.assert_array_equal(actions.max(0)[to_high], high[to_high])
             else:

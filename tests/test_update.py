@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import CASES, assert_same, once_per_script
+from conftest import assert_same, box_cases, discrete_cases, once_per_script, vector_script
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def update(script, agent, batch):
         rollout = rollout if logprobs is None else rollout | {"logprobs": logprobs}
         advantages = own_advantages if advantages is None else advantages
         returns = own_returns if returns is None else returns
-        args = script.Args(**{"target_kl": None} | flags)
+        args = script.Args(**flags)
         optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
         rng = np.random.default_rng(7)
         return script.ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
@@ -37,7 +37,9 @@ def update(script, agent, batch):
 @pytest.fixture
 def evaluated(agent, monkeypatch):
     """The list of (obs, log-probabilities) of the minibatches that the agent evaluates."""
-    calls, forward, log_prob_and_entropy = [], agent.forward, agent.log_prob_and_entropy
+    calls = []
+    forward = agent.forward
+    log_prob_and_entropy = agent.log_prob_and_entropy
 
     def recording_forward(obs):
         calls.append([obs.numpy().copy()])
@@ -67,7 +69,8 @@ def test_equals_a_textbook_update(agent, script, batch, update, flags):
     spread = np.random.default_rng(8).normal(0, 0.5, returns.shape)
     logprobs = rollout["logprobs"] + torch.as_tensor(spread, dtype=torch.float32)
     flags = {"num_minibatches": 4, "update_epochs": 3, "ent_coef": 0.01} | flags
-    twin, before = copy.deepcopy(agent), copy.deepcopy(agent.state_dict())
+    twin = copy.deepcopy(agent)
+    before = copy.deepcopy(agent.state_dict())
     rows = rollout | {"logprobs": logprobs}
     expected = reference.ppo_update(twin, rows, advantages, returns, script.Args(**flags), np.random.default_rng(7))
     metrics = update(logprobs, **flags)
@@ -147,13 +150,13 @@ def test_equal_returns_leave_the_metrics_finite(batch, update):
     assert np.isfinite([*metrics.values()]).all()
 
 
-def test_the_agent_acts_in_evaluation_mode_and_learns_in_training_mode(agent, batch, update):
+def test_the_agent_acts_in_evaluation_mode_and_learns_in_training_mode(agent, update):
     assert not agent.training
     update()
     assert agent.training
 
 
-@pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
+@vector_script
 def test_target_kl_is_compared_with_the_mean_over_processes(script, update, evaluated, monkeypatch):
     """Else some of them would go on alone. A KL that the others bring down ends nothing."""
     monkeypatch.setattr(script, "average", lambda tensor: 0 * tensor)
@@ -161,7 +164,7 @@ def test_target_kl_is_compared_with_the_mean_over_processes(script, update, eval
     assert len(evaluated) == 5
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Discrete" in case], ids="-".join, indirect=True)
+@discrete_cases
 def test_a_loss_that_is_nan_stops_although_its_gradient_is_finite(agent, update, monkeypatch):
     """As by a mask that allows no action: the gradient of masked_fill is 0 where the loss is NaN."""
     forward = agent.forward
@@ -177,36 +180,30 @@ def test_a_loss_that_is_nan_stops_although_its_gradient_is_finite(agent, update,
 
 
 @once_per_script
-def test_the_policy_that_acted_is_the_one_that_the_update_starts_from(script, tiny, monkeypatch):
+def test_the_policy_that_acted_is_the_one_that_the_update_starts_from(script, tiny, record):
     """Statistics of observations move after the update: at its start all ratios are 1."""
-    ratios, ppo_update = [], script.ppo_update
 
-    def recording(agent, optimizer, rollout, *rest):
+    def ratios_before(agent, optimizer, rollout, *_):
         outputs, _ = agent(rollout["obs"])
         logprobs, _ = agent.log_prob_and_entropy(outputs, rollout["actions"])
-        ratios.append((logprobs - rollout["logprobs"]).exp().detach().numpy())
-        return ppo_update(agent, optimizer, rollout, *rest)
+        return (logprobs - rollout["logprobs"]).exp().detach().numpy()
 
-    monkeypatch.setattr(script, "ppo_update", recording)
+    ratios = record("ppo_update", ratios_before)
     script.train(tiny(norm_obs=True, learning_rate=0.01))
     assert len(ratios) == 4
     np.testing.assert_allclose(np.concatenate(ratios), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
-def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monkeypatch):
+@box_cases
+def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monkeypatch, record):
     """Whatever an update does to it; it may rise."""
-    stds, collect_rollout, updates = [], script.collect_rollout, iter([-20, -20, 0, -20])
-
-    def recording(envs, agent, *rest):
-        stds.append(agent.log_std.detach().exp().numpy())
-        return collect_rollout(envs, agent, *rest)
+    stds = record("collect_rollout", lambda env, agent, *_: agent.log_std.detach().exp().numpy())
+    updates = iter([-20, -20, 0, -20])
 
     def changed(agent, *rest):
         agent.log_std.data.fill_(next(updates))
         return {}
 
-    monkeypatch.setattr(script, "collect_rollout", recording)
     monkeypatch.setattr(script, "ppo_update", changed)
     agent = script.train(tiny(log_std_init=-1, anneal_lr=False))  # a whole number, as one writes in Python
     stds.append(agent.log_std.detach().exp().numpy())
@@ -215,7 +212,7 @@ def test_noise_falls_no_faster_than_in_a_line_to_0_at_the_end(script, tiny, monk
     np.testing.assert_allclose(stds, np.broadcast_to(np.reshape(expected, (5, 1)), np.shape(stds)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Box" in case], ids="-".join, indirect=True)
+@box_cases
 def test_noise_that_is_no_parameter_stays(script, tiny, monkeypatch):
     """As in a copy with nn.Buffer in place of nn.Parameter."""
     agent_class = script.ActorCritic

@@ -3,9 +3,9 @@
 import contextlib
 import copy
 import fcntl
-import itertools
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +18,19 @@ import probe_envs
 import pytest
 import reference
 import torch
-from conftest import OBS_SPACE, ROOT, TESTS, assert_same, read_scalars, run_folder
+from conftest import (
+    OBS_SPACE,
+    ROOT,
+    TESTS,
+    Player,
+    assert_same,
+    load,
+    make_agent,
+    read_scalars,
+    run_folder,
+    vector_cases,
+    vector_script,
+)
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
@@ -26,10 +38,6 @@ from torch import distributed as dist
 
 import ppo_vector
 
-discrete = pytest.mark.parametrize("case", [("ppo_vector", "Discrete")], ids="-".join, indirect=True)
-both_families = pytest.mark.parametrize(
-    "case", [("ppo_vector", "Discrete"), ("ppo_vector", "Box")], ids="-".join, indirect=True
-)
 TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 
 # What probe_envs.Scripted plays, one character a step: "." goes on, T, U and B end an episode, r is the reset after it.
@@ -40,20 +48,12 @@ def make(env_id, num_envs, mode=None):
     return ppo_vector.make_envs(ppo_vector.Args(env_id=env_id, vectorization_mode=mode), num_envs)
 
 
-def play(envs, agent, num_steps, state=None, seed=0):
-    obs, done = state or (envs.reset(seed=seed)[0], np.zeros(envs.num_envs, bool))
-    args = ppo_vector.Args(num_steps=num_steps, num_minibatches=1)
-    rollout, transitions, obs, done, episodes = ppo_vector.collect_rollout(
-        envs, agent, obs, done, args, np.random.default_rng(7)
-    )
-    return rollout, transitions, obs, done, [(episode["r"], episode["l"]) for episode in episodes]
-
-
-@discrete
+@vector_script
 @pytest.mark.parametrize("lengths", [[12], [5, 7], [2] * 6], ids=str)
 def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
     """Three environments that all end in the sixth step, whatever the lengths of the rollouts."""
-    expected_obs, ends = [np.array([(i, 0, 0) for i in range(3)])], []
+    expected_obs = [np.array([(i, 0, 0) for i in range(3)])]
+    ends = []
     for marks in TRACE:
         obs = expected_obs[-1].copy()
         for i, mark in enumerate(marks):
@@ -61,9 +61,11 @@ def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
             if mark in "TUB":
                 ends.append((10 * i * obs[i, 2] + sum(range(obs[i, 2] + 1)), obs[i, 2]))
         expected_obs.append(obs)
-    envs, state, parts, episodes = make("probe_envs:Scripted-v0", 3, "sync"), None, [], []
+    player = Player(ppo_vector, agent, "probe_envs:Scripted-v0", seed=0)
+    parts = []
+    episodes = []
     for num_steps in lengths:
-        rollout, transitions, *state, more = play(envs, agent, num_steps, state)
+        rollout, transitions, more = player.play(num_steps, np.random.default_rng(7))
         names = ("rewards", "values", "next_values", "terminated", "truncated")
         parts.append((rollout["obs"], rollout["valid"], *(transitions[name] for name in names)))
         episodes += more
@@ -72,7 +74,7 @@ def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
     np.testing.assert_array_equal(valid, TRACE != "r")
     np.testing.assert_array_equal(terminated[valid], np.isin(TRACE, ["T", "B"])[valid])
     np.testing.assert_array_equal(truncated[valid], np.isin(TRACE, ["U", "B"])[valid])
-    np.testing.assert_array_equal(state[1], [True, True, False])
+    np.testing.assert_array_equal(player.done[0], [True, True, False])
     np.testing.assert_array_equal(obs, np.array(expected_obs[:-1])[valid])
     np.testing.assert_array_equal(rewards[valid], (next_obs[..., 0] * 10 + next_obs[..., 2])[valid])
     with torch.no_grad():
@@ -81,34 +83,14 @@ def test_rollouts_follow_a_trace_written_by_hand(agent, lengths):
     assert episodes == ends
 
 
-@both_families
-def test_rows_of_a_native_vector_environment_are_its_transitions(agent, probe):
-    envs = make(probe("NativeRecorder"), 3)
-    rollout, transitions, *_, episodes = play(envs, agent, 80)
-    rewards, terminated, truncated = (transitions[name] for name in ("rewards", "terminated", "truncated"))
-    np.testing.assert_array_equal(rollout["rewards"], rewards[rollout["valid"]])
-    expected = []
-    for i, env in enumerate(envs.unwrapped.envs):
-        valid = rollout["valid"][:, i]
-        _, _, logged_rewards, _, logged_terminated, logged_truncated = map(np.array, zip(*env.log, strict=True))
-        np.testing.assert_array_equal(rewards[valid, i], logged_rewards)
-        np.testing.assert_array_equal(terminated[valid, i], logged_terminated)
-        np.testing.assert_array_equal(truncated[valid, i], logged_truncated)
-        for start, end in itertools.pairwise([0, *(np.flatnonzero(logged_terminated | logged_truncated) + 1)]):
-            expected.append((logged_rewards[start:end].sum(), end - start))
-    assert len(expected) > 30
-    np.testing.assert_allclose(sorted(episodes), sorted(expected), rtol=1e-4, atol=1e-4)
-
-
-@both_families
-def test_sync_and_async_give_the_same_rollout(agent, probe):
+@vector_cases
+def test_sync_and_async_give_the_same_rollout(player):
     results = []
     for mode in ("sync", "async"):
-        envs = make(probe("Recorder"), 3, mode)
-        rollout, transitions, *rest = play(envs, agent, 60)
-        results.append([{name: np.asarray(value) for name, value in rollout.items()}, transitions, *rest])
-        envs.close()
-    np.testing.assert_equal(*results)
+        played = player(vectorization_mode=mode)
+        results.append([*played.play(60, np.random.default_rng(7)), played.obs, *played.done])
+        played.env.close()
+    assert_same(*results)
 
 
 @pytest.mark.parametrize(
@@ -149,35 +131,28 @@ def test_a_vector_environment_without_next_step_autoreset_is_refused(name):
 def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_single_ones(name):
     rollouts = []
     for mode in ("sync", "vector_entry_point"):
-        envs = make(f"probe_envs:Native{name}-v0", 1, mode)
+        player = Player(ppo_vector, None, f"probe_envs:Native{name}-v0", 1, vectorization_mode=mode)
         torch.manual_seed(0)
-        spaces = envs.single_observation_space, envs.single_action_space
-        agent = ppo_vector.ActorCritic(*spaces, ppo_vector.Args(hidden_size=16))
-        rollouts.append(play(envs, agent, 20)[0])
+        player.agent = make_agent(ppo_vector, player.env, player.args)
+        rollouts.append(player.play(20, np.random.default_rng(7))[0])
     np.testing.assert_array_equal(rollouts[0]["obs"], rollouts[1]["obs"])
 
 
-@discrete
-def test_no_two_environments_begin_alike(tiny, monkeypatch):
+@vector_script
+def test_no_two_environments_begin_alike(tiny, monkeypatch, record):
     """Of two seeds and two processes; the same seed begins alike."""
-    collect_rollout, runs = ppo_vector.collect_rollout, []
-
-    def observe(envs, agent, obs, *rest):
-        runs[-1].append(obs.copy())
-        return collect_rollout(envs, agent, obs, *rest)
-
-    monkeypatch.setattr(ppo_vector, "collect_rollout", observe)
+    first = []
     for seed, rank in [(1, 0), (1, 1), (2, 0), (2, 1), (1, 0)]:
         monkeypatch.setenv("RANK", str(rank))
-        runs.append([])
-        ppo_vector.train(tiny(seed=seed, log_dir=f"runs{len(runs)}", env_id="CartPole-v1", num_envs=4))
-    first = [run[0] for run in runs]
+        observations = record("collect_rollout", lambda envs, agent, obs, *_: obs.copy())
+        ppo_vector.train(tiny(seed=seed, log_dir=f"runs{len(first)}", env_id="CartPole-v1", num_envs=4))
+        first.append(observations[0])
     np.testing.assert_array_equal(first[0], first[4])
     assert len(np.unique(np.concatenate(first[:4]), axis=0)) == 16
 
 
 RUN = {"env_id": "probe_envs:RecorderDiscrete-v0", "total_timesteps": 600, "num_steps": 32, "num_envs": 2}
-RUN |= {"num_minibatches": 1, "norm_obs": True, "update_epochs": 1, "eval_episodes": 3, "hidden_size": 16}
+RUN |= {"num_minibatches": 1, "update_epochs": 1, "eval_episodes": 3, "hidden_size": 16}
 
 
 class PartlyUsed(ppo_vector.ActorCritic):
@@ -308,6 +283,7 @@ def missing(env):
     raise gym.error.DependencyNotInstalled("opencv is not installed")
 
 
+@vector_script
 @pytest.mark.parametrize(
     "env_id, wrapper, message",
     [
@@ -315,15 +291,14 @@ def missing(env):
         ("CartPole-v1", gym.wrappers.NormalizeReward, "vector_entry_point"),
     ],
 )
-def test_wrappers_of_one_environment_are_never_dropped(env_id, wrapper, message):
+def test_wrappers_of_one_environment_are_never_dropped(edited, env_id, wrapper, message):
     """Of a native form, or where one of them does not work."""
-    edited = {"__name__": "edited", "__file__": "edited.py", "wrapper": wrapper}
-    exec(Path(ppo_vector.__file__).read_text().replace("wrappers = []", "wrappers = [wrapper]"), edited)
+    copy = runpy.run_path(edited(("wrappers = []", "wrappers = [wrapper]")), {"wrapper": wrapper})
     with pytest.raises(ValueError, match=message):
-        edited["make_envs"](edited["Args"](env_id=env_id), 2)
+        copy["make_envs"](copy["Args"](env_id=env_id), 2)
 
 
-@discrete
+@vector_script
 def test_short_episodes_alone_do_not_solve(tiny, capsys):
     """Good episodes end in 2 steps, bad ones in 100: the first 20 to end are good."""
     for target, steps, solved in ((0.9, 1024, False), (-1, 1024, False), (-1, 8192, True)):
@@ -332,15 +307,15 @@ def test_short_episodes_alone_do_not_solve(tiny, capsys):
         assert ("solved" in capsys.readouterr().out) is solved
 
 
-@discrete
+@vector_script
 def test_a_run_is_solved_when_all_processes_say_so(tiny, monkeypatch):
     """Else one would wait for the others. Of two processes this one would be solved after 48 steps."""
     monkeypatch.setattr(ppo_vector, "average", lambda tensor: tensor / 2 if tensor.ndim == 0 else tensor)
     ppo_vector.train(tiny(env_id="probe_envs:OneStepDiscrete-v0", target_return=1.0, total_timesteps=128))
-    assert torch.load(run_folder() / "checkpoint.pt")["step"] == 128
+    assert load(run_folder())["step"] == 128
 
 
-@discrete
+@vector_script
 def test_a_native_environment_whose_close_takes_no_timeout_is_closed(tiny, monkeypatch):
     """As that of gym.vector.VectorEnv."""
     closed = []
@@ -356,7 +331,7 @@ def test_a_vectorization_mode_in_env_kwargs_holds():
     envs.close()
 
 
-@discrete
+@vector_script
 def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tiny, tmp_path):
     """Of episodes of one step every second step is a reset."""
     for flags in ({"num_steps": 1}, {"num_steps": 3, "num_envs": 1, "num_minibatches": 2}):
@@ -366,7 +341,7 @@ def test_rollouts_too_small_for_their_minibatches_are_refused(script, probe, tin
     script.train(tiny(env_id=probe("OneStep"), num_steps=3, num_envs=2, num_minibatches=2))
 
 
-@both_families
+@vector_cases
 def test_advantages_are_those_of_each_environment_alone(script, player):
     """Nothing of a step that is a reset reaches them."""
     played = player()
@@ -387,7 +362,7 @@ STAGGERED = {
 }
 
 
-@discrete
+@vector_script
 @pytest.mark.parametrize("name", STAGGERED)
 def test_values_become_the_known_ones_where_environments_end_at_different_times(script, tiny, name):
     flags = {"total_timesteps": 8000, "num_envs": 8, "num_steps": 32, "num_minibatches": 4, "learning_rate": 5e-3}
@@ -418,8 +393,7 @@ def nobody_alive():
 
 
 def assert_checkpoint_after_one_iteration():
-    saved = torch.load(run_folder() / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 96
+    assert load(run_folder())["step"] == 96
     assert Path("out").read_text().splitlines()[-1] == f"checkpoint: {run_folder() / 'checkpoint.pt'}"
 
 
@@ -451,12 +425,7 @@ def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, accident,
     assert_checkpoint_after_one_iteration()
 
 
-if __name__ == "__main__":
-    work(sys.argv[1])
-    assert not dist.is_initialized()
-
-
-@discrete
+@vector_script
 @pytest.mark.parametrize("local_rank, gpus, chosen", [(0, 2, 0), (1, 2, 1), (1, 1, 0), (5, 4, 1)])
 def test_each_process_takes_its_own_gpu(tiny, monkeypatch, local_rank, gpus, chosen):
     taken = []
@@ -476,9 +445,10 @@ def test_each_process_takes_its_own_gpu(tiny, monkeypatch, local_rank, gpus, cho
 
 def test_frames_are_kept_as_bytes():
     """They take a quarter of the memory, until forward takes them."""
-    envs = make("probe_envs:ObsImageDiscrete-v0", 2)
-    agent = ppo_vector.ActorCritic(envs.single_observation_space, envs.single_action_space, ppo_vector.Args())
-    rollout, *_ = play(envs, agent, 40)
+    player = Player(ppo_vector, None, "probe_envs:ObsImageDiscrete-v0")
+    agent = make_agent(ppo_vector, player.env, player.args)
+    player.agent = agent
+    rollout, *_ = player.play(40, np.random.default_rng(7))
     assert rollout["obs"].dtype == torch.uint8
     agent.update_obs_stats(rollout["obs"])
     squares = rollout["obs"].numpy().astype(float) ** 2
@@ -490,7 +460,8 @@ def test_environments_of_envpool_reset_in_the_next_step(task, monkeypatch):
     """As the adapter promises, and one seed gives the same episodes twice."""
     pytest.importorskip("envpool")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    envs, runs = make(f"envpool_envs:EnvPool/{task}", 3), []
+    envs = make(f"envpool_envs:EnvPool/{task}", 3)
+    runs = []
     for seed in (4, 4, 5):
         actions = np.random.default_rng(1)
         obs, _ = envs.reset(seed=seed)
@@ -514,3 +485,8 @@ def test_a_reset_of_old_gym_is_refused():
     env.reset = lambda **_: np.zeros(3)
     with pytest.raises(ValueError, match="unpack"):
         ppo_vector.DropInfo(env).reset()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
+    assert not dist.is_initialized()
