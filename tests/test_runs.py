@@ -210,14 +210,18 @@ def test_a_copy_of_the_script_runs_alone(script, launch, tmp_path):
 @pytest.mark.filterwarnings("error:.*Overwriting existing videos")
 @discrete_cases
 def test_video(script, tiny, main):
-    """Of the evaluation of a run, and of a checkpoint."""
-    script.train(tiny(env_id="CartPole-v1", eval_episodes=1, capture_video=True))
-    for _ in range(2):
+    """Of the evaluation at the end of a run, and of that of a checkpoint."""
+
+    def assert_filmed():
         videos = [*run_folder().glob("videos/*.mp4")]
         assert videos
         assert all(b"ftyp" in video.read_bytes()[:16] for video in videos)  # the first box of an MP4 file
-        shutil.rmtree(run_folder() / "videos")
-        assert main("--evaluate", run_folder() / "checkpoint.pt") == (0, "")
+
+    script.train(tiny(env_id="CartPole-v1", eval_episodes=1, capture_video=True))
+    assert_filmed()
+    shutil.rmtree(run_folder() / "videos")
+    assert main("--evaluate", run_folder() / "checkpoint.pt") == (0, "")
+    assert_filmed()
 
 
 @once_per_script
