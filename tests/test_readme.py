@@ -95,7 +95,8 @@ def test_the_edits_for_a_cnn_train(monkeypatch):
     Path("frames.py").write_text(devices.FRAMES)
     flags = "--env-id frames:Frames-v0 --num-envs 2 --num-steps 8 --num-minibatches 1 --total-timesteps 32"
     run = [sys.executable, "ppo_vector.py", *flags.split(), "--eval-episodes", "0", "--hidden-size", "16"]
-    assert "step 32" in subprocess.run([*run, "--no-numpy-actor"], capture_output=True, text=True, check=True).stdout
+    run += devices.CNN_FLAGS.split()
+    assert "step 32" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
 def test_changes_of_the_ablation_fit_the_scripts(monkeypatch):
