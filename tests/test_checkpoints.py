@@ -161,6 +161,18 @@ def test_a_checkpoint_does_not_fit_an_optimizer_with_other_groups(script, tiny, 
 
 
 @once_per_script
+def test_a_checkpoint_does_not_fit_layers_in_another_order(script, tiny):
+    """Weights are loaded by name but moments by order; those of another size crash a fused optimizer."""
+    script.train(tiny())
+    path = run_folder() / "checkpoint.pt"
+    saved = torch.load(path)
+    saved["agent"] = dict(reversed(saved["agent"].items()))
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="order"):
+        script.train(tiny(total_timesteps=128, resume=str(path)))
+
+
+@once_per_script
 def test_a_resumed_run_goes_on_with_the_saved_statistics(script, tiny, record):
     rollouts = record("collect_rollout")
     targets = record("compute_gae")

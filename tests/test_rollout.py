@@ -154,14 +154,10 @@ def test_actions_of_too_few_dimensions_are_one_line(agent, player, monkeypatch):
         player().play(20, np.random.default_rng(0))
 
 
-def test_a_density_of_0_is_one_line(agent, player, monkeypatch):
-    """As of an action at the end of a bounded distribution."""
-    log_prob = agent.log_prob_and_entropy
-    monkeypatch.setattr(
-        agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, log_prob(*args)[1])
-    )
-    with pytest.raises(ValueError, match="NaN or Inf in logprobs: check distribution"):
-        player().play(20, np.random.default_rng(0))
+def test_weights_of_a_dtype_that_numpy_lacks_act_in_torch(agent, player):
+    agent.scale = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    rollout, _, _ = player(numpy_actor=False).play(20, np.random.default_rng(0))
+    assert len(rollout["logprobs"]) > 0
 
 
 @pytest.mark.parametrize("part", ["logprobs", "entropies", "values"])

@@ -136,10 +136,10 @@ def test_target_kl_ends_the_update_after_the_first_epoch_above_it(batch, update,
 def test_a_gradient_that_is_nan_changes_nothing(agent, batch, update):
     before = copy.deepcopy(agent.state_dict())
     batch[0]["obs"] *= 7  # the largest was near 1
-    with pytest.raises(FloatingPointError, match="try --norm-obs or a lower --learning-rate") as raised:
+    with pytest.raises(FloatingPointError, match="try --norm-obs or lower --learning-rate") as raised:
         update(advantages=np.full_like(batch[1], np.nan))
     assert_same(agent.state_dict(), before)
-    sizes = re.search(r"\(largest observation, reward: (\S+) and (\S+)\)$", str(raised.value)).groups()
+    sizes = re.search(r"\(largest observation, reward: (\S+), (\S+)\)$", str(raised.value)).groups()
     largest = [np.abs(np.asarray(batch[0][name])).max() for name in ("obs", "rewards")]
     assert [*map(float, sizes)] == pytest.approx(largest, rel=0.05)
 
@@ -162,6 +162,16 @@ def test_target_kl_is_compared_with_the_mean_over_processes(script, update, eval
     monkeypatch.setattr(script, "average", lambda tensor: 0 * tensor)
     update(target_kl=1e-9, num_minibatches=1, update_epochs=5)
     assert len(evaluated) == 5
+
+
+def test_a_density_of_0_is_one_line(agent, update, batch, monkeypatch):
+    """As of an action at the end of a bounded distribution."""
+    log_prob = agent.log_prob_and_entropy
+    monkeypatch.setattr(
+        agent, "log_prob_and_entropy", lambda *args: (log_prob(*args)[0] - torch.inf, log_prob(*args)[1])
+    )
+    with pytest.raises(FloatingPointError, match=r"NaN or Inf in the loss: .*check distribution"):
+        update(logprobs=torch.full_like(batch[0]["logprobs"], -torch.inf))
 
 
 @discrete_cases

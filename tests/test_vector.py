@@ -141,6 +141,9 @@ def test_observations_of_a_native_vector_environment_are_flattened_as_those_of_s
 @vector_script
 def test_no_two_environments_begin_alike(tiny, monkeypatch, record):
     """Of two seeds and two processes; the same seed begins alike."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     first = []
     for seed, rank in [(1, 0), (1, 1), (2, 0), (2, 1), (1, 0)]:
         monkeypatch.setenv("RANK", str(rank))
@@ -485,6 +488,14 @@ def test_a_reset_of_old_gym_is_refused():
     env.reset = lambda **_: np.zeros(3)
     with pytest.raises(ValueError, match="unpack"):
         ppo_vector.DropInfo(env).reset()
+
+
+@vector_script
+def test_a_rank_without_a_group_does_not_count(script, tiny, monkeypatch):
+    """As left over from another program: such a run would save nothing and say nothing."""
+    monkeypatch.setenv("RANK", "1")
+    script.train(tiny())
+    assert load(run_folder())["step"] == 64
 
 
 if __name__ == "__main__":
