@@ -154,9 +154,9 @@ class ActorCritic(nn.Module):
 
 def make_env(args, video_folder=None):
     """Make an environment: observations (obs_dim,), actions (K,) scaled to bounds."""
-    film = {"render_mode": "rgb_array"} if args.capture_video else {}
+    video = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | deepcopy(args.env_kwargs)))  # envs may edit it
+        env = gym.make(args.env_id, **(video | deepcopy(args.env_kwargs)))  # envs may edit it
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
@@ -178,14 +178,14 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not a float Box; for Discrete use ppo_discrete.py")
-    # Finite bounds: map [-1, 1] to them; else shift 0 into them
+    # Map [-1, 1] to finite bounds; else shift 0 into them
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
-    half = np.where(bounded, (high - low) / 2, 1)
-    middle = np.where(bounded, low + half, np.clip(0, low, high))
+    scale = np.where(bounded, (high - low) / 2, 1)
+    center = np.where(bounded, low + scale, np.clip(0, low, high))
 
     def to_bounds(action):
-        return unflatten(space, np.fmin(np.fmax(middle + half * action, low), high))  # clip; NaN to low
+        return unflatten(space, np.fmin(np.fmax(center + scale * action, low), high))  # clip; NaN to low
 
     return gym.wrappers.TransformAction(env, to_bounds, Box(-np.inf, np.inf, low.shape))
 

@@ -105,8 +105,8 @@ class ActorCritic(nn.Module):
         second = layer_init(nn.Linear(args.hidden_size, args.hidden_size))
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.action_shape = action_space.shape
-        sizes = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
-        unused = np.arange(sizes.max()) >= sizes[..., None]
+        nvec = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
+        unused = np.arange(nvec.max()) >= nvec[..., None]
         self.actor = layer_init(nn.Linear(args.hidden_size, unused.size), gain=0.01)
         self.actor.bias.data[unused.ravel()] = -1e3  # past a size: never drawn
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
@@ -157,9 +157,9 @@ class ActorCritic(nn.Module):
 
 def make_env(args, video_folder=None):
     """Make an environment: observations (obs_dim,), (Multi)Discrete actions."""
-    film = {"render_mode": "rgb_array"} if args.capture_video else {}
+    video = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env = gym.make(args.env_id, **(film | deepcopy(args.env_kwargs)))  # envs may edit it
+        env = gym.make(args.env_id, **(video | deepcopy(args.env_kwargs)))  # envs may edit it
     except (gym.error.Error, ImportError, TypeError) as error:
         if isinstance(error, TypeError) and "keyword argument" not in str(error):
             raise
@@ -181,8 +181,8 @@ def make_env(args, video_folder=None):
     space = env.action_space
     fits = isinstance(space, (Discrete, MultiDiscrete, MultiBinary))
     check(fits, f"{args.env_id} has actions {space}, not Discrete; for float Box use ppo_continuous.py")
-    sizes = getattr(space, "nvec", np.full(space.shape, 2))  # binary: 2
-    choices = Discrete(space.n) if isinstance(space, Discrete) else MultiDiscrete(sizes)
+    nvec = getattr(space, "nvec", np.full(space.shape, 2))  # binary: 2
+    choices = Discrete(space.n) if isinstance(space, Discrete) else MultiDiscrete(nvec)
     start = getattr(space, "start", 0)
     return gym.wrappers.TransformAction(env, lambda a: (start + a).astype(space.dtype), choices)
 

@@ -46,7 +46,7 @@ class Args:
     env_kwargs: Annotated[dict, tyro.conf.arg(constructor=json.loads)] = field(default_factory=dict)  # JSON
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
-    total_timesteps: int = 100_000  # resets included, rounded up to whole rollouts
+    total_timesteps: int = 100_000  # with resets, rounded up to whole rollouts
     target_return: float = np.inf  # stop when last 20 average this
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
@@ -189,8 +189,8 @@ class DropInfo(gym.Wrapper):
 
 def make_envs(args, num_envs, video_folder=None):
     """Make environments: observations (N, obs_dim), actions (N,) or any real (N, K)."""
-    film = {"render_mode": "rgb_array"} if args.capture_video else {}
-    kwargs = {"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)
+    video = {"render_mode": "rgb_array"} if args.capture_video else {}
+    kwargs = {"vectorization_mode": args.vectorization_mode} | video | deepcopy(args.env_kwargs)
     before = repr(kwargs)
     wrappers = []  # put yours here (sync/async)
     try:
@@ -216,21 +216,21 @@ def make_envs(args, num_envs, video_folder=None):
         if not isinstance(envs.single_observation_space, Box):  # flattening casts to the dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
-    flat = flatten_space(envs.single_observation_space)
-    envs = vector.TransformObservation(envs, lambda o: o.reshape(len(o), *flat.shape), None, flat)
+    box = flatten_space(envs.single_observation_space)
+    envs = vector.TransformObservation(envs, lambda o: o.reshape(len(o), *box.shape), None, box)
     space = envs.single_action_space
     if isinstance(space, Discrete):
         return vector.TransformAction(envs, lambda a: (space.start + a).astype(space.dtype), None, Discrete(space.n))
     fits = isinstance(space, Box) and space.dtype.kind == "f"
     check(fits, f"{args.env_id} has actions {space}, not Discrete, float Box; see ppo_discrete.py")
-    # Finite bounds: map [-1, 1] to them; else shift 0 into them
+    # Map [-1, 1] to finite bounds; else shift 0 into them
     low, high = np.float64([space.low, space.high]).reshape(2, -1)
     bounded = high - low < 1e30  # not finfo.max
-    half = np.where(bounded, (high - low) / 2, 1)
-    middle = np.where(bounded, low + half, np.clip(0, low, high))
+    scale = np.where(bounded, (high - low) / 2, 1)
+    center = np.where(bounded, low + scale, np.clip(0, low, high))
 
     def to_bounds(action):
-        action = np.fmin(np.fmax(middle + half * action, low), high)  # clip; NaN to low
+        action = np.fmin(np.fmax(center + scale * action, low), high)  # clip; NaN to low
         return action.reshape(num_envs, *space.shape).astype(space.dtype)
 
     return vector.TransformAction(envs, to_bounds, None, Box(-np.inf, np.inf, low.shape))

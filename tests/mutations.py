@@ -287,7 +287,7 @@ FAULTS = [  # script, text, text with the fault, test
         "self.return_std",
         "test_other_people.py::test_rewards_of_any_size_leave_sound_statistics",
     ),
-    (D, "film | deepcopy(args.env_kwargs)", "film", "test_other_people.py::test_arguments_of_the_environment"),
+    (D, "video | deepcopy(args.env_kwargs)", "video", "test_other_people.py::test_arguments_of_the_environment"),
     (
         D,
         "deepcopy(args.env_kwargs)",
@@ -317,7 +317,7 @@ FAULTS = [  # script, text, text with the fault, test
         "if True:",
         "test_spaces.py::test_a_wrapper_may_scale_bytes_and_keep_their_space",
     ),
-    (V, "*flat.shape)", "-1)", "test_spaces.py::test_one_number_in_place_of_an_observation_is_not_spread_over_it"),
+    (V, "*box.shape)", "-1)", "test_spaces.py::test_one_number_in_place_of_an_observation_is_not_spread_over_it"),
     (
         V,
         "obs, _ = self.env.reset(**kwargs)",
@@ -402,7 +402,7 @@ FAULTS = [  # script, text, text with the fault, test
     (
         D,
         "(start + a)",
-        "(start + np.minimum(a, sizes - 2))",
+        "(start + np.minimum(a, nvec - 2))",
         "test_spaces.py::test_every_combination_can_be_chosen_and_no_other",
     ),
     (
@@ -481,11 +481,11 @@ FAULTS = [  # script, text, text with the fault, test
         "test_rollout.py::test_rows_are_the_transitions_of_the_environment",
     ),
     (D, '"_lazy_init", ', "", "test_other_people.py::test_what_cannot_work_is_refused_in_words_that_help"),
-    (C, "middle + half *", "half *", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
+    (C, "center + scale *", "scale *", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
     (
         C,
-        "np.where(bounded, low + half, np.clip",
-        "np.where(True, low + half, np.clip",
+        "np.where(bounded, low + scale, np.clip",
+        "np.where(True, low + scale, np.clip",
         "test_spaces.py::test_actions_are_scaled_to_finite_bounds",
     ),
     (C, "np.clip(0, low, high))", "0)", "test_spaces.py::test_actions_are_scaled_to_finite_bounds"),
@@ -569,8 +569,8 @@ FAULTS = [  # script, text, text with the fault, test
     ),
     (
         V,
-        '{"vectorization_mode": args.vectorization_mode} | film | deepcopy(args.env_kwargs)',
-        'film | deepcopy(args.env_kwargs) | {"vectorization_mode": args.vectorization_mode}',
+        '{"vectorization_mode": args.vectorization_mode} | video | deepcopy(args.env_kwargs)',
+        'video | deepcopy(args.env_kwargs) | {"vectorization_mode": args.vectorization_mode}',
         "test_vector.py::test_a_vectorization_mode_in_env_kwargs_holds",
     ),
     (
