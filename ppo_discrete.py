@@ -44,7 +44,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # rounded up to whole rollouts
-    target_return: float = np.inf  # stop when last 20 average this
+    target_return: float = np.inf  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu suits small networks
@@ -108,7 +108,7 @@ class ActorCritic(nn.Module):
         nvec = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
         unused = np.arange(nvec.max()) >= nvec[..., None]
         self.actor = layer_init(nn.Linear(args.hidden_size, unused.size), gain=0.01)
-        self.actor.bias.data[unused.ravel()] = -1e3  # past a size: never drawn
+        self.actor.bias.data[unused.ravel()] = -1e3  # padding: never drawn
         self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
         self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0

@@ -47,7 +47,7 @@ class Args:
     exp_name: str = Path(__file__).stem  # names the run folder
     seed: int = 1  # of all random numbers
     total_timesteps: int = 100_000  # with resets, rounded up to whole rollouts
-    target_return: float = np.inf  # stop when last 20 average this
+    target_return: float = np.inf  # stop at this mean of 20 episodes
     resume: str | None = None  # checkpoint to continue with its flags
     evaluate: str | None = None  # checkpoint to play with its flags
     device: Literal["cpu", "cuda"] = "cpu"  # cpu suits small networks
