@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10, always
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -404,8 +404,8 @@ if __name__ == "__main__":
         if checkpoint is not None:
             check(is_zipfile(checkpoint), f"checkpoint {checkpoint} is missing or broken")
             saved = torch.load(checkpoint, map_location="cpu")
-            check(saved["args"].keys() <= vars(args).keys(), f"{checkpoint} is from another script")
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given now win
+            check(saved.get("args", saved).keys() <= vars(args).keys(), "checkpoint of another script")
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # given flags win
             args.env_kwargs = saved["args"]["env_kwargs"] | args.env_kwargs
         if args.evaluate is not None:
             random.seed(args.seed)

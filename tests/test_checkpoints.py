@@ -77,14 +77,15 @@ def test_a_schedule_by_numpy_makes_a_checkpoint_that_loads(script, tiny, edited)
 
 
 def test_a_checkpoint_of_another_script_is_one_line(main, checkpoint, script):
+    """Other flags, or a file of weights alone."""
     saved = torch.load(checkpoint)
     others = [saved["args"] | {"other": 1}]
     if script.__name__ == "ppo_vector":  # ppo_discrete.py has the rest of its flags
         others.append({name: value for name, value in saved["args"].items() if name != "num_envs"})
-    for args in others:
-        torch.save(saved | {"args": args}, checkpoint)
+    for content in (saved["agent"], *(saved | {"args": args} for args in others)):
+        torch.save(content, checkpoint)
         for flag in ("--resume", "--evaluate"):
-            assert main(flag, checkpoint) == (1, f"error: {checkpoint} is from another script")
+            assert main(flag, checkpoint) == (1, "error: checkpoint of another script")
 
 
 @once_per_script
