@@ -280,8 +280,8 @@ def test_samples_follow_the_distribution(agent, player, family):
     # A sound sampler is under 0.001 for one seed in a thousand; this seed is fixed.
     if family == "Box":
         for k in range(3):
-            normal = distribution.mean[0, k].item(), distribution.stddev[0, k].item()
-            assert scipy.stats.kstest(actions[:, k], "norm", normal).pvalue > 0.001
+            normal = scipy.stats.norm(distribution.mean[0, k].item(), distribution.stddev[0, k].item())
+            assert scipy.stats.kstest(actions[:, k], normal.cdf).pvalue > 0.001
             assert k == 0 or scipy.stats.pearsonr(actions[:, k], actions[:, 0]).pvalue > 0.001
     else:
         expected = distribution.probs[0].detach().double().numpy() * len(actions)
