@@ -76,9 +76,9 @@ class Args:
     log_dir: str = "runs"  # for run folders
 
     def __post_init__(self):
-        names = ("num_minibatches", "update_epochs", "hidden_size")
-        for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
-            check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
+        names = "num_minibatches update_epochs hidden_size checkpoint_interval learning_rate clip_coef max_grad_norm"
+        for name in names.split():
+            check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be > 0")
         check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31 and self.eval_episodes >= 0, "--seed, --eval-episodes must be from 0 to 2**31 - 1")
         check(self.num_steps >= self.num_minibatches, "--num-steps must be >= --num-minibatches")
@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear near 0, log above 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -127,9 +127,9 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clip outliers; count at most 9 zeros per nonzero
+    def update_obs_stats(self, obs):  # few zeros count: else rare features grow huge
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
-        limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
+        limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
         self.obs_count += (10 * (obs != 0).sum(0)).clamp(max=len(obs))
         self.obs_rms.copy_((squares / self.obs_count).sqrt())
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # flattening casts to the dtype
+        if not isinstance(env.observation_space, Box):  # it would cast a Box to its dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -192,7 +192,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
-    """Play; greedy without rng. Returns data for ppo_update and compute_gae, obs, episodes."""
+    """Play, greedily without rng. Returns rollout, transitions, next obs, ended episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     steps = []
@@ -200,7 +200,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     for _ in range(num_steps or args.num_steps):
         obs = np.array(obs, np.float32)  # copy: env may reuse it
         if args.numpy_actor:
-            outputs = agent.numpy_actor(obs, p)  # edited? --no-numpy-actor
+            outputs = agent.numpy_actor(obs, p)  # if it fails: --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(obs[None], device=args.device))[0].cpu().numpy()[0]
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -213,7 +213,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     all_obs, outputs, actions, rewards, next_obs, terminated, truncated = map(np.array, zip(*steps))
     finite = all(np.isfinite(np.float32(x)).all() for x in (all_obs, next_obs, rewards))
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Redo in torch: ratios start at 1
+    # Recompute in torch: ratios then start at 1
     all_obs = torch.as_tensor(all_obs, device=args.device)
     actions = torch.as_tensor(actions.astype(env.action_space.dtype), device=args.device)
     torch_outputs, values = agent(all_obs)
@@ -221,7 +221,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max ignores -inf masks
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -284,7 +284,7 @@ def evaluate(agent, env, args):
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
         _, _, obs, episodes = collect_rollout(env, agent, obs, args, num_steps=64)
-        returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
+        returns += [e["r"] for e in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
             break
     check(returns, "no greedy episode ended: set max_episode_steps or raise --eval-episodes")
@@ -296,7 +296,7 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)  # whole, even if killed
+    Path(f"{path}.tmp").replace(path)  # a kill leaves the old file
 
 
 def train(args):
@@ -318,16 +318,16 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         check([*saved["agent"]] == [*agent.state_dict()], "--resume needs the old layer order")
-        groups = optimizer.state_dict()["param_groups"]  # lr from flags
-        optimizer.load_state_dict(saved["optimizer"])  # checks groups
+        groups = optimizer.state_dict()["param_groups"]  # the flags set lr
+        optimizer.load_state_dict(saved["optimizer"])  # by layer order; checks groups
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
-    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))  # else env and rng draw the same numbers
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    folder = Path(args.resume).parent if saved else Path(args.log_dir, name)
     path = folder / "checkpoint.pt"
-    folder.mkdir(parents=True, exist_ok=bool(args.resume))
+    folder.mkdir(parents=True, exist_ok=bool(saved))
     writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
@@ -340,30 +340,30 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # a NumPy lr would not load
+                for group in optimizer.param_groups:  # checkpoints take no NumPy lr
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # before: the loss uses new std
+            if args.norm_value:  # the loss below uses the new std
                 agent.update_return_stats(returns, len(returns) / (global_step + len(returns)))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std >= first * time left
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # after: logprobs used old RMS
+            if args.norm_obs:  # the update needed the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += len(returns)
 
             # Log to TensorBoard and terminal
-            last_returns.extend(episode["r"] for episode in episodes)
+            last_returns.extend(e["r"] for e in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
             solved = len(last_returns) == 20 and mean_return >= args.target_return
             finished = solved or global_step >= args.total_timesteps
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
             if episodes:
-                metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
-                metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
+                metrics["charts/episodic_return"] = np.mean([e["r"] for e in episodes])
+                metrics["charts/episodic_length"] = np.mean([e["l"] for e in episodes])
                 metrics["charts/episodic_return_20"] = mean_return
             for tag, value in metrics.items():
                 writer.add_scalar(tag, value, global_step)
@@ -418,7 +418,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # raise user errors
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

@@ -81,9 +81,9 @@ class Args:
     log_dir: str = "runs"  # for run folders
 
     def __post_init__(self):
-        names = ("num_envs", "num_minibatches", "update_epochs", "hidden_size")
-        for name in (*names, "checkpoint_interval", "learning_rate", "clip_coef", "max_grad_norm"):
-            check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be greater than 0")
+        names = "num_minibatches update_epochs hidden_size checkpoint_interval learning_rate clip_coef max_grad_norm"
+        for name in ("num_envs", *names.split()):
+            check(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be > 0")
         check(0 <= self.gamma <= 1 and 0 <= self.gae_lambda <= 1, "--gamma and --gae-lambda must be from 0 to 1")
         check(0 <= self.seed < 2**31 and self.eval_episodes >= 0, "--seed, --eval-episodes must be from 0 to 2**31 - 1")
         check(self.num_steps // 2 * self.num_envs >= self.num_minibatches, "too few --num-steps for --num-minibatches")
@@ -130,7 +130,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """Map each row of obs (B, dim) to policy outputs (B, K) and unnormalized values (B,)."""
-        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10
+        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear near 0, log above 10
         hidden = self.backbone(obs)
         values = self.critic(hidden).squeeze(-1)
         return self.actor(hidden), values * self.return_std + self.return_mean
@@ -142,9 +142,9 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # clip outliers; count at most 9 zeros per nonzero
+    def update_obs_stats(self, obs):  # few zeros count: else rare features grow huge
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
-        limit = 10 * torch.fmax(self.obs_rms, median)  # fmax skips NaN (all 0)
+        limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
         squares += self.obs_rms.double() ** 2 * self.obs_count
         self.obs_count += average((10.0 * (obs != 0).sum(0)).clamp(max=len(obs)))
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf masks: 0 * -inf = NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # masks of -inf would give NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -209,11 +209,11 @@ def make_envs(args, num_envs, video_folder=None):
         check(find_spec("moviepy") and works, "--capture-video needs moviepy and rgb_array images")
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
-    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync has")
+    check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync may")
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # flattening casts to the dtype
+        if not isinstance(envs.single_observation_space, Box):  # it would cast a Box to its dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     box = flatten_space(envs.single_observation_space)
@@ -238,7 +238,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
-    """Play; greedy without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
+    """Play, greedily without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -249,7 +249,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     for t in range(num_steps):
         all_obs[t] = obs
         if args.numpy_actor:
-            outputs = agent.numpy_actor(all_obs[t], p)  # edited? --no-numpy-actor
+            outputs = agent.numpy_actor(all_obs[t], p)  # if it fails: --no-numpy-actor
         else:
             outputs = agent(torch.as_tensor(all_obs[t], device=args.device))[0].cpu().numpy()
         action = agent.sample(outputs, rng) if rng else agent.greedy(outputs)
@@ -265,7 +265,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     outputs, actions, rewards, terminated, truncated, valid = map(np.array, zip(*steps))
     finite = np.isfinite(all_obs).all() and np.isfinite(np.float32(rewards)).all()
     check(finite, f"{args.env_id} gave an observation or reward of NaN, Inf or beyond float32")
-    # Redo in torch: ratios start at 1
+    # Recompute in torch: ratios then start at 1
     actions = torch.as_tensor(actions[valid].astype(envs.single_action_space.dtype)).to(args.device)
     torch_outputs, values = agent(torch.as_tensor(all_obs, device=args.device).flatten(0, 1))
     torch_outputs = torch_outputs.unflatten(0, all_obs.shape[:2])[:-1]
@@ -274,7 +274,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
     check(fits, "logprobs, entropies and values must be (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max skips -inf (masked)
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max ignores -inf masks
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -342,7 +342,7 @@ def evaluate(agent, envs, args):
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
         _, _, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, num_steps=64)
-        returns += [episode["r"] for episode in episodes[: args.eval_episodes - len(returns)]]
+        returns += [e["r"] for e in episodes[: args.eval_episodes - len(returns)]]
         if len(returns) == args.eval_episodes:
             break
     check(returns, "no greedy episode ended: set max_episode_steps or raise --eval-episodes")
@@ -354,7 +354,7 @@ def save_checkpoint(path, args, global_step, agent, optimizer):
     checkpoint = {"args": vars(args) | {"resume": None}, "step": global_step}
     checkpoint |= {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)  # whole, even if killed
+    Path(f"{path}.tmp").replace(path)  # a kill leaves the old file
 
 
 def train(args):
@@ -382,18 +382,18 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         check([*saved["agent"]] == [*agent.state_dict()], "--resume needs the old layer order")
-        groups = optimizer.state_dict()["param_groups"]  # lr from flags
-        optimizer.load_state_dict(saved["optimizer"])  # checks groups
+        groups = optimizer.state_dict()["param_groups"]  # the flags set lr
+        optimizer.load_state_dict(saved["optimizer"])  # by layer order; checks groups
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
-    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # with `seed` env would repeat rng
+    obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # else env and rng draw the same numbers
     done = np.zeros(args.num_envs, bool)
 
     # Set up run folder and TensorBoard
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.0f}".replace("/", "_").replace(":", "_")
-    folder = Path(args.resume).parent if args.resume else Path(args.log_dir, name)
+    folder = Path(args.resume).parent if saved else Path(args.log_dir, name)
     path = folder / "checkpoint.pt"
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        folder.mkdir(parents=True, exist_ok=bool(saved))
         writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
@@ -407,7 +407,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # a NumPy lr would not load
+                for group in optimizer.param_groups:  # checkpoints take no NumPy lr
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
@@ -415,17 +415,17 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = transitions["rewards"].size * world_size
-            if args.norm_value:  # before: the loss uses new std
+            if args.norm_value:  # the loss below uses the new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std >= first * time left
+            if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # after: logprobs used old RMS
+            if args.norm_obs:  # the update needed the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
             # Log to TensorBoard and terminal
-            last_returns.extend(episode["r"] for episode in episodes)
+            last_returns.extend(e["r"] for e in episodes)
             mean_return = np.mean(last_returns) if last_returns else np.nan
             ended |= (~rollout["valid"]).any(0)
             solved = ended.all() and len(last_returns) == 20 and mean_return >= args.target_return
@@ -436,8 +436,8 @@ def train(args):
             sps = (global_step - start_step) / (time.perf_counter() - start_time)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"], "charts/SPS": sps}
             if episodes:
-                metrics["charts/episodic_return"] = np.mean([episode["r"] for episode in episodes])
-                metrics["charts/episodic_length"] = np.mean([episode["l"] for episode in episodes])
+                metrics["charts/episodic_return"] = np.mean([e["r"] for e in episodes])
+                metrics["charts/episodic_length"] = np.mean([e["l"] for e in episodes])
                 metrics["charts/episodic_return_20"] = mean_return
             for tag, value in metrics.items():
                 writer.add_scalar(tag, value, global_step)
@@ -500,7 +500,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # weights, CUDA, log_dir
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # raise user errors
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

@@ -23,7 +23,7 @@ CNN = (  # pairs of (text of the script, other text): the edits that the README 
         "nn.ReLU(), nn.Flatten(), nn.Linear(3136, args.hidden_size), nn.ReLU())",
     ),
     (
-        "        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # log beyond +-10\n",
+        "        obs = 10 * torch.asinh(obs / self.obs_rms / 10)  # linear near 0, log above 10\n",
         "        obs = obs.view(-1, 4, 84, 84) / 255\n",
     ),
 )

@@ -678,7 +678,7 @@ FAULTS = [  # script, text, text with the fault, test
     (V, "np.array(reward)", "reward", "test_rollout.py::test_an_environment_may_reuse_its_arrays"),
     (
         D,
-        "exist_ok=bool(args.resume)",
+        "exist_ok=bool(saved)",
         "exist_ok=True",
         "test_runs.py::test_a_run_does_not_write_into_the_folder_of_another",
     ),
@@ -698,14 +698,14 @@ FAULTS = [  # script, text, text with the fault, test
     (D, '.replace(":", "_")', "", "test_runs.py::test_the_name_of_an_environment_makes_one_folder"),
     (
         D,
-        '"update_epochs", "hidden_size")',
-        '"update_epochs")',
+        " hidden_size checkpoint",
+        " checkpoint",
         "test_other_people.py::test_sizes_and_rates_of_0_are_refused",
     ),
     (
         D,
-        '"learning_rate", "clip_coef"',
-        '"learning_rate"',
+        " clip_coef max",
+        " max",
         "test_other_people.py::test_sizes_and_rates_of_0_are_refused",
     ),
     (D, "self.seed < 2**31", "self.seed", "test_other_people.py::test_what_cannot_work_is_refused_in_words_that_help"),

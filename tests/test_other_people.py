@@ -144,7 +144,7 @@ REFUSED = {
     "--evaluate missing.pt": "checkpoint missing.pt is missing or broken",
     "--resume missing.pt": "checkpoint missing.pt is missing or broken",
     "--batch-size 64": "--batch-size",
-    "--learning-rate nan": "--learning-rate must be greater than 0",
+    "--learning-rate nan": "--learning-rate must be > 0",
     "--gamma 1.5": "--gamma and --gae-lambda must be from 0 to 1",
     "--gae-lambda -0.1": "--gamma and --gae-lambda must be from 0 to 1",
     "--num-minibatches 5000": "--num-minibatches",
@@ -179,7 +179,7 @@ def test_sizes_and_rates_of_0_are_refused(script):
     names += ["learning_rate", "clip_coef", "max_grad_norm"]
     names += ["num_envs"] if hasattr(script.Args, "num_envs") else []
     for name in names:
-        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be greater than 0"):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be > 0"):
             script.Args(**{name: 0})
 
 
