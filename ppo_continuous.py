@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # few zeros count: else rare features grow huge
+    def update_obs_stats(self, obs):  # 9 zeros per nonzero: rare values stay bounded
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -171,7 +171,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it would cast a Box to its dtype
+        if not isinstance(env.observation_space, Box):  # it rounds floats of an int Box
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -318,8 +318,8 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         check([*saved["agent"]] == [*agent.state_dict()], "--resume needs the old layer order")
-        groups = optimizer.state_dict()["param_groups"]  # the flags set lr
-        optimizer.load_state_dict(saved["optimizer"])  # by layer order; checks groups
+        groups = optimizer.state_dict()["param_groups"]  # keep lr of flags
+        optimizer.load_state_dict(saved["optimizer"])  # matches by order, sets old lr
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
     obs, _ = env.reset(seed=int(rng.integers(2**31)))  # else env and rng draw the same numbers
 
@@ -340,7 +340,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # checkpoints take no NumPy lr
+                for group in optimizer.param_groups:  # float: no NumPy in checkpoints
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)

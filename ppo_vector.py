@@ -142,7 +142,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # few zeros count: else rare features grow huge
+    def update_obs_stats(self, obs):  # 9 zeros per nonzero: rare values stay bounded
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # masks of -inf would give NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: no NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -213,7 +213,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it would cast a Box to its dtype
+        if not isinstance(envs.single_observation_space, Box):  # it rounds floats of an int Box
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     box = flatten_space(envs.single_observation_space)
@@ -382,8 +382,8 @@ def train(args):
     if saved:
         agent.load_state_dict(saved["agent"])
         check([*saved["agent"]] == [*agent.state_dict()], "--resume needs the old layer order")
-        groups = optimizer.state_dict()["param_groups"]  # the flags set lr
-        optimizer.load_state_dict(saved["optimizer"])  # by layer order; checks groups
+        groups = optimizer.state_dict()["param_groups"]  # keep lr of flags
+        optimizer.load_state_dict(saved["optimizer"])  # matches by order, sets old lr
         optimizer.load_state_dict(optimizer.state_dict() | {"param_groups": groups})
     obs, _ = envs.reset(seed=int(rng.integers(2**31)))  # else env and rng draw the same numbers
     done = np.zeros(args.num_envs, bool)
@@ -407,7 +407,7 @@ def train(args):
             fraction = 1
             if args.anneal_lr:
                 fraction = 1 - global_step / args.total_timesteps
-                for group in optimizer.param_groups:  # checkpoints take no NumPy lr
+                for group in optimizer.param_groups:  # float: no NumPy in checkpoints
                     group["lr"] = float(fraction) * group.setdefault("initial_lr", group["lr"])
 
             rollout, transitions, obs, done, episodes = collect_rollout(envs, agent, obs, done, args, rng)
