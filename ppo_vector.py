@@ -460,9 +460,9 @@ def train(args):
             save_checkpoint(path, args, global_step, agent, optimizer)
             writer.close()
             print(f"checkpoint: {path}")
-        with suppress(Exception):  # workers may be dead
+        with suppress(BaseException):  # workers may raise
             envs.close(**({"timeout": 1} if hasattr(envs.unwrapped, "step_async") else {}))
-        envs.closed = True  # if that failed, __del__ retries
+        envs.closed = True  # if it failed, __del__ retries
         if world_size > 1:
             dist.destroy_process_group()
             time.sleep(0.1)  # else gloo may abort

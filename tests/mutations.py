@@ -563,6 +563,12 @@ FAULTS = [  # script, text, text with the fault, test
     (V, 'hasattr(os, "fork")', "False", "test_vector.py::test_a_signal_in_a_long_step_of_an_asynchronous_environment"),
     (
         V,
+        "suppress(BaseException)",
+        "suppress(Exception)",
+        "test_vector.py::test_a_signal_in_a_long_step_of_an_asynchronous_environment",
+    ),
+    (
+        V,
         "        envs.closed = True",
         "        pass",
         "test_vector.py::test_a_signal_in_a_long_step_of_an_asynchronous_environment",

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import fcntl
+import json
 import os
 import random
 import runpy
@@ -244,9 +245,10 @@ def start(tmp_path):
     """Start the script on the Accident, after the launcher's words; its output goes to the files out and err."""
     processes = []
 
-    def start(accident, mode, launcher=()):
+    def start(accident, mode, launcher=(), **vector_kwargs):
         flags = f"--env-id probe_envs:Accident-v0 --vectorization-mode {mode} --num-envs 3 --num-steps 32"
         words = [*launcher, ROOT / "ppo_vector.py", *flags.split(), "--num-minibatches", "2", "--eval-episodes", "0"]
+        words += ["--env-kwargs", json.dumps({"vector_kwargs": vector_kwargs} if vector_kwargs else {})]
         env = os.environ | {"PROBE_ACCIDENT": accident, "PROBE_FOLDER": str(tmp_path), "PYTHONPATH": str(TESTS)}
         with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
             options = {"stdout": out, "stderr": err, "start_new_session": True}
@@ -409,16 +411,19 @@ def test_an_error_in_an_asynchronous_environment_is_named(start):
 
 
 @pytest.mark.parametrize(
-    "accident, number, to_all",
+    "accident, number, to_all, context",  # how processes start: None is Python's default
     [
-        ("hang", signal.SIGINT, True),
-        ("hang", signal.SIGTERM, True),
-        ("hang", signal.SIGTERM, False),
-        ("compute", signal.SIGINT, True),
+        ("hang", signal.SIGINT, True, None),
+        ("hang", signal.SIGINT, True, "forkserver"),
+        ("hang", signal.SIGINT, True, "spawn"),
+        ("hang", signal.SIGTERM, True, None),
+        ("hang", signal.SIGTERM, False, None),
+        ("hang", signal.SIGTERM, False, "forkserver"),
+        ("compute", signal.SIGINT, True, None),
     ],
 )
-def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, accident, number, to_all):
-    process = start(accident, "async")
+def test_a_signal_in_a_long_step_of_an_asynchronous_environment(start, accident, number, to_all, context):
+    process = start(accident, "async", context=context)
     assert wait_until(Path("accident").exists, 60)
     assert not nobody_alive()
     (os.killpg if to_all else os.kill)(process.pid, number)
