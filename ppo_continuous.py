@@ -107,9 +107,9 @@ class ActorCritic(nn.Module):
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.actor = layer_init(nn.Linear(args.hidden_size, *action_space.shape), gain=0.01)
         self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))  # floor: see train
-        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # starts at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # avoids 0 / 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -121,13 +121,13 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """Policy outputs of forward, in NumPy for speed; p: state_dict. Keep in sync."""
+        """Policy outputs of forward, in NumPy; p: state_dict. Edit the two together."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # count at most 9 zeros per nonzero: rare values stay bounded
+    def update_obs_stats(self, obs):  # only 9 zeros per nonzero count, so rare values stay bounded
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -192,7 +192,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
-    """Play, greedily without rng. Returns rollout, transitions, next obs, ended episodes."""
+    """Play, greedily without rng. Returns ppo_update's dict, compute_gae's dict, obs, episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     steps = []
@@ -221,7 +221,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max ignores -inf masks
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf masks
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -279,7 +279,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes. Resets env: while training use another. ValueError if none ends."""
+    """Mean of greedy episodes. It resets env, so train on another one. ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -328,7 +328,7 @@ def train(args):
     folder = Path(args.resume).parent if saved else Path(args.log_dir, name)
     path = folder / "checkpoint.pt"
     folder.mkdir(parents=True, exist_ok=bool(saved))
-    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
+    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # else exits may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
     global_step = start_step
@@ -345,12 +345,12 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # the loss below uses the new std
+            if args.norm_value:  # ppo_update needs the new std
                 agent.update_return_stats(returns, len(returns) / (global_step + len(returns)))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # the update needed the old RMS
+            if args.norm_obs:  # ppo_update needs the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += len(returns)
 
@@ -418,7 +418,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # raise user errors
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # users cause these
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

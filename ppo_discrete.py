@@ -106,12 +106,12 @@ class ActorCritic(nn.Module):
         self.backbone = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.action_shape = action_space.shape
         nvec = action_space.nvec if hasattr(action_space, "nvec") else action_space.n
-        unused = np.arange(nvec.max()) >= nvec[..., None]
+        unused = np.arange(nvec.max()) >= nvec[..., None]  # padding
         self.actor = layer_init(nn.Linear(args.hidden_size, unused.size), gain=0.01)
-        self.actor.bias.data[unused.ravel()] = -1e3  # padding: never drawn
-        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
+        self.actor.bias.data[unused.ravel()] = -1e3  # never drawn
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # starts at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # avoids 0 / 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -123,13 +123,13 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """Policy outputs of forward, in NumPy for speed; p: state_dict. Keep in sync."""
+        """Policy outputs of forward, in NumPy; p: state_dict. Edit the two together."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # count at most 9 zeros per nonzero: rare values stay bounded
+    def update_obs_stats(self, obs):  # only 9 zeros per nonzero count, so rare values stay bounded
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -150,7 +150,7 @@ class ActorCritic(nn.Module):
         return outputs.reshape(*outputs.shape[:-1], *self.action_shape, -1).argmax(-1)
 
     def log_prob_and_entropy(self, outputs, actions):
-        logp = outputs.reshape(*actions.shape, -1).log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: no NaN
+        logp = outputs.reshape(*actions.shape, -1).log_softmax(-1).clamp(min=-1e9)  # -inf masks then give no NaN
         logprobs = logp.gather(-1, actions[..., None]).flatten(1).sum(-1)
         return logprobs, -(logp.exp() * logp).flatten(1).sum(-1)
 
@@ -189,7 +189,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
-    """Play, greedily without rng. Returns rollout, transitions, next obs, ended episodes."""
+    """Play, greedily without rng. Returns ppo_update's dict, compute_gae's dict, obs, episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     steps = []
@@ -218,7 +218,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max ignores -inf masks
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf masks
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -276,7 +276,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes. Resets env: while training use another. ValueError if none ends."""
+    """Mean of greedy episodes. It resets env, so train on another one. ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -325,7 +325,7 @@ def train(args):
     folder = Path(args.resume).parent if saved else Path(args.log_dir, name)
     path = folder / "checkpoint.pt"
     folder.mkdir(parents=True, exist_ok=bool(saved))
-    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
+    writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # else exits may hang
     flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
     writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
     global_step = start_step
@@ -342,10 +342,10 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # the loss below uses the new std
+            if args.norm_value:  # ppo_update needs the new std
                 agent.update_return_stats(returns, len(returns) / (global_step + len(returns)))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
-            if args.norm_obs:  # the update needed the old RMS
+            if args.norm_obs:  # ppo_update needs the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += len(returns)
 
@@ -413,7 +413,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # raise user errors
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # users cause these
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

@@ -122,9 +122,9 @@ class ActorCritic(nn.Module):
         self.actor = layer_init(nn.Linear(args.hidden_size, flatdim(action_space)), gain=0.01)
         if not self.discrete:
             self.log_std = nn.Parameter(torch.full(action_space.shape, float(args.log_std_init)))  # floor: see train
-        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # values start at 0
+        self.critic = layer_init(nn.Linear(args.hidden_size, 1), gain=0)  # starts at 0
         self.obs_rms = nn.Buffer(torch.ones(obs_space.shape))  # root mean square
-        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # divisor, so not 0
+        self.obs_count = nn.Buffer(torch.full(obs_space.shape, 1e-30))  # avoids 0 / 0
         self.return_mean = nn.Buffer(torch.tensor(0.0))
         self.return_std = nn.Buffer(torch.tensor(1.0))
 
@@ -136,13 +136,13 @@ class ActorCritic(nn.Module):
         return self.actor(hidden), values * self.return_std + self.return_mean
 
     def numpy_actor(self, obs, p):
-        """Policy outputs of forward, in NumPy for speed; p: state_dict. Keep in sync."""
+        """Policy outputs of forward, in NumPy; p: state_dict. Edit the two together."""
         obs = 10 * np.arcsinh(obs / p["obs_rms"] / 10)
         hidden = np.maximum(obs @ p["backbone.0.weight"].T + p["backbone.0.bias"], 0)
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # count at most 9 zeros per nonzero: rare values stay bounded
+    def update_obs_stats(self, obs):  # only 9 zeros per nonzero count, so rare values stay bounded
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: no NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf masks then give no NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -274,7 +274,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
     check(fits, "logprobs, entropies and values must be (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # max ignores -inf masks
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf masks
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -394,7 +394,7 @@ def train(args):
     path = folder / "checkpoint.pt"
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=bool(saved))
-        writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # exit waits this long
+        writer = SummaryWriter(folder, purge_step=start_step + 1, flush_secs=1)  # else exits may hang
         flags = {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}
         writer.file_writer.add_summary(hparams_pb(flags, folder.name))  # add_hparams adds a run
     global_step = start_step
@@ -415,12 +415,12 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = transitions["rewards"].size * world_size
-            if args.norm_value:  # the loss below uses the new std
+            if args.norm_value:  # ppo_update needs the new std
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # the update needed the old RMS
+            if args.norm_obs:  # ppo_update needs the old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
@@ -500,7 +500,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # raise user errors
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # users cause these
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
 # What was reached. The goal is 350 lines and 19,000 bytes, for ppo_vector.py 390 and 22,000: never raise these.
 LINES = {"ppo_discrete": 419, "ppo_continuous": 424, "ppo_vector": 506}
-BYTES = {"ppo_discrete": 23_084, "ppo_continuous": 23_225, "ppo_vector": 28_068}
+BYTES = {"ppo_discrete": 23_080, "ppo_continuous": 23_219, "ppo_vector": 28_056}
 LONG_LINES = 25  # of over 100 columns
 
 GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
