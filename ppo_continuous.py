@@ -86,7 +86,6 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise error(message) unless passed."""
     if not passed:
         raise error(message)
 
@@ -168,7 +167,7 @@ def make_env(args, video_folder=None):
         env = gym.wrappers.RecordVideo(env, video_folder) if video_folder else env
     # Wrappers that end episodes go here
     env = gym.wrappers.TransformReward(env, lambda r: np.float64(r).item())  # some give arrays
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")  # some use "episode"
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(env.observation_space, Box):  # it rounds floats of an int Box
@@ -280,7 +279,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 def evaluate(agent, env, args):
     """Mean of greedy episodes. It resets env, so train on another one. ValueError if none ends."""
-    obs, _ = env.reset(seed=args.seed + 10**6)
+    obs, _ = env.reset(seed=args.seed + 10**6)  # unlike training
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
         _, _, obs, episodes = collect_rollout(env, agent, obs, args, num_steps=64)

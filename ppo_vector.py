@@ -91,7 +91,6 @@ class Args:
 
 
 def check(passed, message, error=ValueError):
-    """Raise error(message) unless passed."""
     if not passed:
         raise error(message)
 
@@ -210,7 +209,7 @@ def make_envs(args, num_envs, video_folder=None):
         envs = vector.RecordVideo(envs, video_folder) if video_folder else envs
     next_step = envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP
     check(next_step, f"{args.env_id} has no NEXT_STEP autoreset; --vectorization-mode sync may")
-    envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")
+    envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")  # some use "episode"
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
         if not isinstance(envs.single_observation_space, Box):  # it rounds floats of an int Box
@@ -337,7 +336,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 def evaluate(agent, envs, args):
     """Mean of greedy episodes in one environment. Raises ValueError if none ends."""
-    obs, _ = envs.reset(seed=args.seed + 10**6)
+    obs, _ = envs.reset(seed=args.seed + 10**6)  # unlike training
     done = np.zeros(envs.num_envs, bool)
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
