@@ -187,8 +187,8 @@ def test_an_evaluation_repeats_by_its_seed(script, probe, tiny, main, monkeypatc
 @once_per_script
 def test_a_reward_wrapper_leaves_the_reported_returns_alone(script, edited, capsys):
     name, wrappers = ("envs", "vector") if hasattr(script, "make_envs") else ("env", "gym.wrappers")
-    line = f'    {name} = {wrappers}.RecordEpisodeStatistics({name}, stats_key="ppo_episode")\n'
-    wrapper = f"    {name} = {wrappers}.TransformReward({name}, lambda reward: 0 * reward)\n"
+    line = f'    {name} = {wrappers}.RecordEpisodeStatistics({name}, stats_key="ppo_episode")'
+    wrapper = f"\n    {name} = {wrappers}.TransformReward({name}, lambda reward: 0 * reward)"
     copy = runpy.run_path(edited((line, line + wrapper)))
     env_id = "Pendulum-v1" if script.__name__ == "ppo_continuous" else "CartPole-v1"
     copy["train"](copy["Args"](env_id=env_id, total_timesteps=2048, eval_episodes=3))
