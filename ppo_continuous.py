@@ -51,12 +51,12 @@ class Args:
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
-    learning_rate: float = 7e-4  # of Adam; 1e-4 to 3e-3
+    learning_rate: float = 7e-4  # of Adam; 1e-4 (long runs) to 3e-3
     anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_steps: int = 2048  # steps of a rollout; 512 to 4096
     num_minibatches: int = 8  # minibatches per epoch
     update_epochs: int = 10  # passes over a rollout; 3 to 20
-    gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
+    gamma: float = 0.995  # discount; 0.9 to 0.999 (long horizons)
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
@@ -66,7 +66,7 @@ class Args:
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # clip gradients to this norm
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
-    hidden_size: int = 128  # width of both hidden layers
+    hidden_size: int = 128  # width of hidden layers
     log_std_init: float = -0.5  # log of the first standard deviation; -1 to 1
 
     # The output

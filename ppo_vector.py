@@ -54,14 +54,14 @@ class Args:
     numpy_actor: bool = True  # act in NumPy (faster)
 
     # The algorithm
-    learning_rate: float = 2e-3  # of Adam; 1e-4 to 3e-3; Box: 7e-4
+    learning_rate: float = 2e-3  # of Adam; 1e-4 (long runs) to 3e-3; Box: 7e-4
     anneal_lr: bool = True  # lower learning_rate and ent_coef linearly to 0
     num_envs: int = 16  # environments of each process; Box: 2
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None  # None: entry point, else sync
     num_steps: int = 64  # steps of a rollout in each environment; 16 to 2048; Box: 1024
     num_minibatches: int = 4  # minibatches per epoch; Box: 8
     update_epochs: int = 5  # passes over a rollout; 3 to 20; Box: 10
-    gamma: float = 0.995  # discount; 0.9 (short horizons) to 0.999 (long)
+    gamma: float = 0.995  # discount; 0.9 to 0.999 (long horizons)
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
@@ -71,7 +71,7 @@ class Args:
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
     max_grad_norm: float = 0.5  # clip gradients to this norm
     target_kl: float | None = None  # a larger KL ends the update; 0.01 to 0.05
-    hidden_size: int = 64  # width of both hidden layers; Box: 128
+    hidden_size: int = 64  # width of hidden layers; Box: 128
     log_std_init: float = -0.5  # log of the first standard deviation of Box actions; -1 to 1
 
     # The output
