@@ -60,7 +60,7 @@ class Args:
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = True  # divide observations by their root mean square
+    norm_obs: bool = True  # divide observations by RMS (asinh always on)
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # only 9 zeros per nonzero count, so rare values stay bounded
+    def update_obs_stats(self, obs):  # counts at most 9 zeros per nonzero: bounds rare values
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = (obs.clamp(-limit, limit).double() ** 2).sum(0) + self.obs_rms.double() ** 2 * self.obs_count
@@ -170,7 +170,7 @@ def make_env(args, video_folder=None):
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="ppo_episode")  # some use "episode"
     # Others go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(env.observation_space, Box):  # it rounds floats of an int Box
+        if not isinstance(env.observation_space, Box):  # flattening casts to Box dtype
             env = gym.wrappers.FlattenObservation(env)
     check(isinstance(env.observation_space, Box), f"cannot flatten {env.observation_space}: convert it")
     env = gym.wrappers.ReshapeObservation(env, (env.observation_space.low.size,))
@@ -191,7 +191,7 @@ def make_env(args, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
-    """Play, greedily without rng. Returns ppo_update's dict, compute_gae's dict, obs, episodes."""
+    """Play (no rng: greedily). Returns ppo_update's dict, compute_gae's dict, obs, episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     steps = []
@@ -220,7 +220,7 @@ def collect_rollout(env, agent, obs, args, rng=None, num_steps=None):
     _, next_values = agent(torch.as_tensor(next_obs, device=args.device))
     check(actions.shape[1:] == env.action_space.shape, "actions must fit their space")
     check(logprobs.shape == entropies.shape == values.shape == rewards.shape, "logprobs, entropies, values: need (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf masks
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale of outputs; max: not -inf
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": all_obs, "actions": actions, "logprobs": logprobs, "rewards": rewards}
@@ -278,7 +278,7 @@ def ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fracti
 
 
 def evaluate(agent, env, args):
-    """Mean of greedy episodes. It resets env, so train on another one. ValueError if none ends."""
+    """Mean of greedy episodes. Resets env: mid-training, pass another. ValueError if none ends."""
     obs, _ = env.reset(seed=args.seed + 10**6)  # unlike training
     returns = []
     for _ in range(10**6 // 64):  # at most 1e6 steps
@@ -344,12 +344,12 @@ def train(args):
 
             rollout, transitions, obs, episodes = collect_rollout(env, agent, obs, args, rng)
             advantages, returns = compute_gae(**transitions, gamma=args.gamma, gae_lambda=args.gae_lambda)
-            if args.norm_value:  # ppo_update needs the new std
+            if args.norm_value:  # first: it scales value_loss
                 agent.update_return_stats(returns, len(returns) / (global_step + len(returns)))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # ppo_update needs the old RMS
+            if args.norm_obs:  # last: logprobs use old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += len(returns)
 
@@ -417,7 +417,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # users cause these
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # no traceback
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")

@@ -65,7 +65,7 @@ class Args:
     gae_lambda: float = 0.97  # 0: one-step TD, 1: Monte Carlo; 0.9 to 1
     norm_adv: bool = True  # normalize advantages per rollout
     norm_value: bool = True  # normalize value targets: large ones swamp the policy
-    norm_obs: bool = True  # divide observations by their root mean square
+    norm_obs: bool = True  # divide observations by RMS (asinh always on)
     clip_coef: float = 0.2  # clip range of probability ratio; 0.1 to 0.3
     ent_coef: float = 0.0  # initial weight of entropy; 0 to 0.02
     vf_coef: float = 2.0  # weight of value loss; 0.5 to 2
@@ -141,7 +141,7 @@ class ActorCritic(nn.Module):
         hidden = np.maximum(hidden @ p["backbone.2.weight"].T + p["backbone.2.bias"], 0)
         return hidden @ p["actor.weight"].T + p["actor.bias"]
 
-    def update_obs_stats(self, obs):  # only 9 zeros per nonzero count, so rare values stay bounded
+    def update_obs_stats(self, obs):  # counts at most 9 zeros per nonzero: bounds rare values
         median = obs.where(obs != 0, np.nan).abs().nanmedian(0).values
         limit = 10 * torch.fmax(self.obs_rms, median)  # clips outliers; fmax skips NaN (all 0)
         squares = average((obs.clamp(-limit, limit).double() ** 2).sum(0))
@@ -167,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def log_prob_and_entropy(self, outputs, actions):
         if self.discrete:
-            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # -inf masks then give no NaN
+            logp = outputs.log_softmax(-1).clamp(min=-1e9)  # if you mask by -inf: no NaN
             logprobs = logp.gather(-1, actions[:, None]).squeeze(-1)
             return logprobs, -(logp.exp() * logp).sum(-1)
         policy = torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -212,7 +212,7 @@ def make_envs(args, num_envs, video_folder=None):
     envs = vector.RecordEpisodeStatistics(envs, stats_key="ppo_episode")  # some use "episode"
     # Vector wrappers go here; use --norm-obs, not NormalizeObservation (not saved)
     with suppress(NotImplementedError):
-        if not isinstance(envs.single_observation_space, Box):  # it rounds floats of an int Box
+        if not isinstance(envs.single_observation_space, Box):  # flattening casts to Box dtype
             envs = vector.FlattenObservation(envs)
     check(isinstance(envs.observation_space, Box), f"cannot flatten {envs.single_observation_space}: convert it")
     box = flatten_space(envs.single_observation_space)
@@ -237,7 +237,7 @@ def make_envs(args, num_envs, video_folder=None):
 
 @torch.no_grad()
 def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
-    """Play, greedily without rng. Returns rollout (B,), transitions (T, N), obs, done, episodes."""
+    """Play (no rng: greedily). Returns rollout (B,), transitions (T, N), obs, done, episodes."""
     agent.eval()
     p = {k: v.cpu().numpy() for k, v in agent.state_dict().items() if args.numpy_actor}
     dtype = np.uint8 if obs.dtype == np.uint8 else np.float32  # images stay bytes
@@ -273,7 +273,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
     check(fits, "logprobs, entropies and values must be (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale; max skips -inf masks
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale of outputs; max: not -inf
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}
@@ -414,12 +414,12 @@ def train(args):
             advantages = advantages[rollout["valid"]]
             returns = returns[rollout["valid"]]
             batch_size = transitions["rewards"].size * world_size
-            if args.norm_value:  # ppo_update needs the new std
+            if args.norm_value:  # first: it scales value_loss
                 agent.update_return_stats(returns, batch_size / (global_step + batch_size))
             metrics = ppo_update(agent, optimizer, rollout, advantages, returns, args, rng, fraction)
             if isinstance(getattr(agent, "log_std", None), nn.Parameter):  # std > first * time left
                 agent.log_std.data.clamp_(min=args.log_std_init + np.log(1 - global_step / args.total_timesteps))
-            if args.norm_obs:  # ppo_update needs the old RMS
+            if args.norm_obs:  # last: logprobs use old RMS
                 agent.update_obs_stats(rollout["obs"])
             global_step += batch_size
 
@@ -499,7 +499,7 @@ if __name__ == "__main__":
             train(args)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # users cause these
+        known = ("check", "load_state_dict", "_lazy_init", "mkdir")  # no traceback
         if frames[-1].name not in known or gym.__path__[0] in str(frames):  # env error
             raise
         sys.exit(f"error: {error}")
