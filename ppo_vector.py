@@ -273,7 +273,7 @@ def collect_rollout(envs, agent, obs, done, args, rng=None, num_steps=None):
     check(actions.shape[1:] == envs.single_action_space.shape, "actions must fit their space")
     fits = logprobs.shape == entropies.shape == actions.shape[:1] and values.shape[1:] == done.shape
     check(fits, "logprobs, entropies and values must be (B,)")
-    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # scale of outputs; max: not -inf
+    atol = 1e-5 + 1e-3 * np.mean(abs(outputs.max(-1)))  # output scale; max skips -inf
     same = not args.numpy_actor or np.allclose(outputs, torch_outputs.cpu(), rtol=1e-3, atol=atol)
     check(same, "edit numpy_actor like forward or pass --no-numpy-actor; no RNNs")
     rollout = {"obs": torch.as_tensor(all_obs[:-1][valid], device=args.device), "actions": actions}

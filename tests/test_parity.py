@@ -13,7 +13,7 @@ FIRST, *OTHERS = SCRIPTS
 DIFF_BUDGET = 60  # lines of `diff ppo_discrete.py ppo_continuous.py`, both sides
 # What was reached. The goal is 350 lines and 19,000 bytes, for ppo_vector.py 390 and 22,000: never raise these.
 LINES = {"ppo_discrete": 418, "ppo_continuous": 423, "ppo_vector": 505}
-BYTES = {"ppo_discrete": 23_060, "ppo_continuous": 23_199, "ppo_vector": 28_036}
+BYTES = {"ppo_discrete": 23_057, "ppo_continuous": 23_196, "ppo_vector": 28_033}
 LONG_LINES = 25  # of over 100 columns
 
 GAUSSIAN = "a Gaussian of a mean and a log_std in place of logits"
